@@ -1,0 +1,45 @@
+//! Memory and workers of a machine: devices, buffers, typed views, the pinned CPU pool.
+//!
+//! Owns where bytes live and who may touch them. A [`View`] carries its device; whoever holds one
+//! cannot reach the bytes except by an explicit copy through its device or an operation of it (the
+//! `kernels` crate). Does not know operations or models.
+
+mod buffer;
+mod error;
+mod pool;
+mod view;
+
+pub use buffer::{Buffer, DeviceId};
+pub use error::DeviceError;
+pub use pool::Pool;
+pub use view::{DType, View};
+
+/// A place with memory. Copies are synchronous and ordered with the device's operations.
+pub trait Device: Send + Sync {
+    /// Which one; views of another device are refused by its operations.
+    fn id(&self) -> DeviceId;
+
+    /// A short name for logs: `cpu`, `arena`, `cuda:0`.
+    fn name(&self) -> &str;
+
+    /// Memory of `bytes`, zeroed, aligned to 64 bytes.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`] when there is not that much.
+    fn alloc(&self, bytes: usize) -> Result<Buffer, DeviceError>;
+
+    /// Copies host bytes into a view of this device; the lengths must match.
+    fn upload(&self, source: &[u8], target: &View) -> Result<(), DeviceError>;
+
+    /// Copies a view of this device to host bytes; the lengths must match.
+    fn download(&self, source: &View, target: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Allocates a view of its own.
+    fn alloc_view(&self, dtype: DType, shape: &[usize]) -> Result<View, DeviceError> {
+        let elements = shape.iter().try_fold(1usize, |a, b| a.checked_mul(*b));
+        let bytes = elements.and_then(|n| n.checked_mul(dtype.bytes())).ok_or(
+            DeviceError::OutOfMemory { device: self.name().to_owned(), bytes: usize::MAX },
+        )?;
+        View::new(self.alloc(bytes)?, 0, dtype, shape)
+    }
+}

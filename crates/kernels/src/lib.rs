@@ -1,0 +1,16 @@
+//! Operations on views: what a model's forward is made of, for every weight format and every
+//! instruction set.
+//!
+//! [`Ops`] is the seam: the CPU implements it here, a test device implements it over memory that
+//! the host cannot touch, a GPU will. A model calls nothing else. Does not know models or requests.
+
+mod format;
+mod isa;
+mod ops;
+
+pub use format::Format;
+pub use isa::Isa;
+pub use ops::{
+    Activation, Attention, Batch, KvLayer, LinearPart, Matrix, OpError, Ops, RopeStyle, Span,
+    WeightSource, Write,
+};

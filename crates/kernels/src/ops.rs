@@ -1,0 +1,225 @@
+//! The operations a forward pass is made of, as one object-safe trait.
+//!
+//! Activations are `f32 [tokens, width]`. Every operation computes each token's row by itself, in
+//! an order that depends on nothing but the row: not on its neighbours, the number of rows, or the
+//! number of threads. Same input row, same output bits. Operations check shapes and devices at
+//! entry and panic never on what a file or a request can contain.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use pomona_device::{Device, DeviceError, View};
+
+use crate::Format;
+
+/// An operation's refusal: a shape, dtype or device that does not fit, or no memory.
+#[derive(Debug, thiserror::Error)]
+pub enum OpError {
+    /// The caller's mistake.
+    #[error("{operation}: {why}")]
+    Shape {
+        /// Which operation.
+        operation: &'static str,
+        /// What does not fit.
+        why: String,
+    },
+    /// From the device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// Bytes of a weight matrix where they lie: usually a range of a mapped file.
+#[derive(Clone)]
+pub struct WeightSource {
+    /// How they are stored.
+    pub format: Format,
+    /// Output features.
+    pub rows: usize,
+    /// Input features; a whole number of blocks.
+    pub cols: usize,
+    /// Keeps the bytes alive and yields them.
+    pub bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    /// First byte of the matrix; `rows * format.row_bytes(cols)` bytes belong to it.
+    pub offset: usize,
+}
+
+/// A weight matrix `[rows = output features, cols = input features]` on a device, in whatever
+/// layout the device's operations like best. Cheap to clone.
+#[derive(Clone)]
+pub struct Matrix {
+    /// The stored format.
+    pub format: Format,
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// The backend's own representation.
+    pub storage: Arc<dyn Any + Send + Sync>,
+}
+
+/// One product of a join: `out = x * weightᵀ (+ bias)`, `out: f32 [tokens, weight.rows]`.
+pub struct LinearPart<'a> {
+    /// The weights.
+    pub weight: &'a Matrix,
+    /// `f32 [rows]`, added once.
+    pub bias: Option<&'a View>,
+    /// Where it goes.
+    pub out: &'a View,
+}
+
+/// Whether a result replaces what was there or is added to it (residual connections).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Write {
+    /// `out = value`.
+    Set,
+    /// `out = out + value`.
+    Add,
+}
+
+/// Which elements of a head rotary embedding pairs up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RopeStyle {
+    /// `(i, i + d/2)`: Hugging Face order, and GGUF for Qwen and Gemma.
+    Halves,
+    /// `(2i, 2i + 1)`: GGUF order of Llama and Mistral, whose Q and K rows are permuted.
+    Pairs,
+}
+
+/// The gate's non-linearity: `act(gate) * up`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// GELU, tanh approximation.
+    GeluTanh,
+}
+
+/// One layer's keys and values: views of `[blocks, kv_heads, 16, head_dim]`, dtype F32, F16 or
+/// BF16. The order of elements within a block belongs to the operations.
+#[derive(Clone, Debug)]
+pub struct KvLayer {
+    /// Keys.
+    pub k: View,
+    /// Values.
+    pub v: View,
+}
+
+/// A sequence's rows in a step: rows `first_row..first_row + rows` stand at positions
+/// `start..start + rows`, and see blocks `tables[table..table + table_len]` of the layer's group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// First row in the batch.
+    pub first_row: u32,
+    /// Number of rows.
+    pub rows: u32,
+    /// Position of the first row.
+    pub start: u32,
+    /// Where its block table starts in the group's `tables`.
+    pub table: u32,
+    /// Its length.
+    pub table_len: u32,
+}
+
+/// A step's input, prepared once and used by every layer. Views live on the device.
+pub struct Batch {
+    /// `u32 [tokens]`: token ids.
+    pub tokens: View,
+    /// `u32 [tokens]`: positions.
+    pub positions: View,
+    /// For each layer group, `u32 [tokens]`: `block * 16 + offset` of each token's KV.
+    pub slots: Vec<View>,
+    /// For each layer group: all block tables, concatenated (host side; small).
+    pub tables: Vec<Vec<u32>>,
+    /// The sequences, the same for all groups.
+    pub spans: Vec<Span>,
+    /// `u32 [outputs]`: rows whose logits are wanted, in order.
+    pub logit_rows: View,
+}
+
+/// What one attention call is told beside its views.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// The sequences.
+    pub spans: &'a [Span],
+    /// The group's block tables.
+    pub tables: &'a [u32],
+    /// Multiplies q·k.
+    pub scale: f32,
+    /// Tokens visible, own included; `None` for all.
+    pub window: Option<u32>,
+}
+
+/// Everything a model's forward may do. Each call is complete on return as far as later calls and
+/// copies can tell. Outputs must not overlap inputs unless an operation says "in place".
+pub trait Ops: Send + Sync {
+    /// The device whose views it takes.
+    fn device(&self) -> &Arc<dyn Device>;
+
+    /// Brings a weight matrix to the device: maps it where it lies, repacks it, or uploads it.
+    fn matrix(&self, source: &WeightSource) -> Result<Matrix, OpError>;
+
+    /// `out[t] = table[tokens[t]] * scale`; `out: f32 [tokens, cols]`. A token id beyond the table
+    /// is an error.
+    fn embed(&self, table: &Matrix, tokens: &View, scale: f32, out: &View) -> Result<(), OpError>;
+
+    /// `out[t] (+)= x[t] / sqrt(mean(x[t]²) + eps) * weight`; `x, out: f32 [tokens, n]`, `weight:
+    /// f32 [n]`. In place allowed with [`Write::Set`].
+    fn rms_norm(
+        &self,
+        x: &View,
+        weight: &View,
+        eps: f32,
+        write: Write,
+        out: &View,
+    ) -> Result<(), OpError>;
+
+    /// Several products of the same `x: f32 [tokens, cols]` in one join.
+    fn linear(&self, x: &View, parts: &[LinearPart<'_>], write: Write) -> Result<(), OpError>;
+
+    /// `out: f32 [tokens, d/2, 2]` = cos and sin of `positions[t] * inv_freq[i]`, times `scale`
+    /// (1 but for scaled rope variants). `inv_freq: f32 [d/2]`. The product is taken in f32, as
+    /// the reference implementations do.
+    fn rope_table(
+        &self,
+        positions: &View,
+        inv_freq: &View,
+        scale: f32,
+        out: &View,
+    ) -> Result<(), OpError>;
+
+    /// In place on `x: f32 [tokens, heads, head_dim]`: RMS norm of each head by `norm` (weight
+    /// `f32 [head_dim]`, eps) if given, then rotation by `table: f32 [tokens, d/2, 2]`.
+    fn rope(
+        &self,
+        x: &View,
+        norm: Option<(&View, f32)>,
+        table: &View,
+        style: RopeStyle,
+    ) -> Result<(), OpError>;
+
+    /// Stores `k, v: f32 [tokens, kv_heads, head_dim]` at `slots: u32 [tokens]` of a layer.
+    fn kv_write(&self, k: &View, v: &View, slots: &View, layer: &KvLayer) -> Result<(), OpError>;
+
+    /// Causal attention of `q: f32 [tokens, heads, head_dim]` over the cache (which holds the
+    /// step's own keys and values already); `out` like `q`. Query head `h` reads KV head
+    /// `h / (heads / kv_heads)`. Rows outside every span are left alone.
+    fn attention(
+        &self,
+        q: &View,
+        layer: &KvLayer,
+        how: &Attention<'_>,
+        out: &View,
+    ) -> Result<(), OpError>;
+
+    /// `out = act(gate) * up`, all `f32 [tokens, n]`; `out` may be `gate`.
+    fn glu(
+        &self,
+        gate: &View,
+        up: &View,
+        activation: Activation,
+        out: &View,
+    ) -> Result<(), OpError>;
+
+    /// `out[i] = x[rows[i]]`; `x: f32 [tokens, n]`, `rows: u32 [outputs]`.
+    fn gather(&self, x: &View, rows: &View, out: &View) -> Result<(), OpError>;
+}

@@ -1,0 +1,2 @@
+//! The Pomona command.
+fn main() {}

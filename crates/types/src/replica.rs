@@ -1,0 +1,135 @@
+//! The seam between a front end and whatever runs a model: submit, cancel, load; answers come back
+//! through a [`TokenSink`]. The gateway knows only this, so a replica may be the engine in this
+//! process, one on another machine, or a fake in a test.
+
+use std::sync::Arc;
+
+use crate::{FinishReason, Micros, Request, RequestId, TokenId};
+
+/// One copy of a model that continues sequences.
+pub trait Replica: Send + Sync {
+    /// What it serves. Never changes.
+    fn info(&self) -> &ReplicaInfo;
+
+    /// Queues a request; answers arrive at `sink` until [`TokenSink::finish`], which is called
+    /// exactly once for every accepted request. Does not block.
+    fn submit(&self, request: Request, sink: Box<dyn TokenSink>) -> Result<(), Refusal>;
+
+    /// Ends a request at the next step; its blocks are free one step later. Unknown ids are fine.
+    fn cancel(&self, id: RequestId);
+
+    /// A snapshot of counters and queues. Cheap; never waits for a step.
+    fn load(&self) -> Load;
+}
+
+/// Where a request's tokens go. Called from the engine's thread: must not block.
+pub trait TokenSink: Send {
+    /// Log-probabilities of the prompt, once, before the first token, if asked for. Element 0 is
+    /// `None`: nothing predicts the first token.
+    fn prompt_logprobs(&mut self, _logprobs: Vec<Option<TokenLogprobs>>) {}
+    /// The next token.
+    fn token(&mut self, output: TokenOutput);
+    /// The end. Nothing follows.
+    fn finish(&mut self, finish: Finish);
+}
+
+/// One sampled token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenOutput {
+    /// The token.
+    pub token: TokenId,
+    /// Present when the request asked for log-probabilities.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Log-probability of one token among its alternatives, before temperature and truncation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token that was sampled (or that stands in the prompt).
+    pub token: TokenId,
+    /// Its natural log-probability.
+    pub logprob: f32,
+    /// Its rank, 1 for the likeliest.
+    pub rank: u32,
+    /// The likeliest tokens, best first; ties by lower id.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// How a request ended and what it cost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finish {
+    /// Why.
+    pub reason: FinishReason,
+    /// For [`FinishReason::Error`]: what went wrong, in a sentence for the client.
+    pub message: Option<String>,
+    /// Prompt tokens whose KV came from the prefix cache.
+    pub cached_tokens: u32,
+    /// Time between submission and the first step that worked on it.
+    pub queued: Micros,
+    /// How many times it was preempted and recomputed.
+    pub preemptions: u32,
+}
+
+/// Why a request is not accepted. The gateway turns it into an HTTP answer.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// The request can never run here: the caller's mistake.
+    #[error("{0}")]
+    Invalid(String),
+    /// Too much is queued: try again later.
+    #[error("{waiting} requests are waiting already; retry in {retry_after_s} s")]
+    Overloaded {
+        /// Queue length found.
+        waiting: u32,
+        /// A guess at when there will be room.
+        retry_after_s: u32,
+    },
+    /// The replica is draining or has failed.
+    #[error("not accepting requests: {0}")]
+    Unavailable(String),
+}
+
+/// What a replica serves.
+#[derive(Clone, Debug)]
+pub struct ReplicaInfo {
+    /// The model's name as resolved (a path, a repository or a catalogue name).
+    pub model: Arc<str>,
+    /// Most tokens in a sequence, prompt and output together.
+    pub max_model_len: u32,
+    /// Number of token ids; every token in a prompt is below it.
+    pub vocab_size: u32,
+    /// Tokens that end a sequence.
+    pub eos_token_ids: Arc<[TokenId]>,
+    /// Tokens of KV that fit at once.
+    pub kv_tokens: u32,
+}
+
+/// A snapshot of a replica: queue lengths, counters since start, and signs of life.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Load {
+    /// Requests with work in the current step.
+    pub running: u32,
+    /// Requests queued.
+    pub waiting: u32,
+    /// KV blocks referenced by a request.
+    pub blocks_used: u32,
+    /// KV blocks in all.
+    pub blocks_total: u32,
+    /// Steps completed.
+    pub steps: u64,
+    /// Time since the last step ended or since the engine was last seen idle and well. A large
+    /// value while requests run means that the engine hangs.
+    pub stalled_for: Micros,
+    /// Prompt tokens looked up in the prefix cache.
+    pub prefix_queries: u64,
+    /// Prompt tokens found there.
+    pub prefix_hits: u64,
+    /// Preemptions.
+    pub preemptions: u64,
+    /// Prompt tokens computed (cache hits not counted).
+    pub prompt_tokens: u64,
+    /// Tokens sampled.
+    pub generation_tokens: u64,
+    /// Set when the engine has failed or is draining, with the reason.
+    pub down: Option<String>,
+}

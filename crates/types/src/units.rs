@@ -1,0 +1,25 @@
+//! Units. A bare integer never says what it counts; these do.
+
+use std::ops::{Add, Sub};
+
+/// Tokens in one block of KV cache. A block is the unit of allocation, hashing and sharing.
+pub const BLOCK_TOKENS: u32 = 16;
+
+/// A time or a duration in microseconds. Pure crates are handed it; they never read a clock.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Micros(pub u64);
+
+impl Add for Micros {
+    type Output = Micros;
+    fn add(self, other: Micros) -> Micros {
+        Micros(self.0 + other.0)
+    }
+}
+
+impl Sub for Micros {
+    type Output = Micros;
+    /// The time since `other`, zero when `other` lies later.
+    fn sub(self, other: Micros) -> Micros {
+        Micros(self.0.saturating_sub(other.0))
+    }
+}
