@@ -37,13 +37,17 @@ pub trait Model: Send {
     /// Its sizes.
     fn spec(&self) -> &ModelSpec;
 
-    /// Runs `batch` (at most the token count given at load), writing keys and values to `kv` and,
-    /// for each of `batch.logit_rows`, logits to `logits: f32 [outputs, vocab]`.
-    fn forward(
+    /// Runs `batch` (at most the token count given at load), writing keys and values to `kv`, and
+    /// keeps the normed hidden states of `batch.logit_rows` (any number of them, up to the token
+    /// count given at load) for [`Model::logits`].
+    fn forward(&mut self, ops: &dyn Ops, batch: &Batch, kv: &KvCache) -> Result<(), ModelError>;
+
+    /// Logits of some of the last forward's outputs: `logits: f32 [outputs.len(), vocab]`. Taken
+    /// in pieces, because all of them at once would be more memory than the weights.
+    fn logits(
         &mut self,
         ops: &dyn Ops,
-        batch: &Batch,
-        kv: &KvCache,
+        outputs: std::ops::Range<usize>,
         logits: &View,
     ) -> Result<(), ModelError>;
 }
