@@ -1,0 +1,128 @@
+//! Byte pair encoding by the `tokenizers` crate, and the splitting of text at special tokens,
+//! which SentencePiece vocabularies use as well.
+
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::{
+    AddedToken, AddedVocabulary, Model, OffsetReferential, OffsetType, PreTokenizedString,
+    PreTokenizer,
+};
+
+use pomona_types::TokenId;
+
+use crate::TextError;
+
+/// Tokens that are found in a text before anything else happens to it.
+#[derive(Debug)]
+pub(crate) struct Added {
+    /// Finds all of them.
+    all: AddedVocabulary,
+    /// Finds those that are not special.
+    ordinary: AddedVocabulary,
+}
+
+impl Added {
+    pub(crate) fn new(
+        tokens: &[(TokenId, AddedToken)],
+        normalizer: Option<&NormalizerWrapper>,
+    ) -> Result<Self, TextError> {
+        // The only way to give an added token its id is a model that knows it.
+        let ids: Vocab = tokens.iter().map(|(id, token)| (token.content.clone(), *id)).collect();
+        if ids.len() != tokens.len() {
+            return Err(TextError::Tokenizer("two added tokens have the same text".into()));
+        }
+        let names = BPE::builder()
+            .vocab_and_merges(ids, Vec::new())
+            .cache_capacity(0)
+            .build()
+            .map_err(|error| TextError::Tokenizer(error.to_string()))?;
+        let tokens: Vec<AddedToken> = tokens.iter().map(|(_, token)| token.clone()).collect();
+        let mut all = AddedVocabulary::new();
+        all.add_tokens(&tokens, &names, normalizer);
+        let mut ordinary = all.clone();
+        ordinary.set_encode_special_tokens(true);
+        Ok(Self { all, ordinary })
+    }
+
+    pub(crate) fn id(&self, token: &str) -> Option<TokenId> {
+        self.all.get_vocab().get(token).copied()
+    }
+
+    /// Cuts `text` at added tokens, and applies the normaliser to what lies between them.
+    pub(crate) fn split(
+        &self,
+        text: &str,
+        normalizer: Option<&NormalizerWrapper>,
+        parse_special: bool,
+    ) -> PreTokenizedString {
+        let finder = if parse_special { &self.all } else { &self.ordinary };
+        finder.extract_and_normalize(normalizer, text)
+    }
+}
+
+/// What a BPE model is made of.
+pub(crate) struct BpeParts {
+    pub(crate) vocab: Vocab,
+    pub(crate) merges: Merges,
+    pub(crate) unk: Option<String>,
+    pub(crate) fuse_unk: bool,
+    pub(crate) byte_fallback: bool,
+    pub(crate) ignore_merges: bool,
+    pub(crate) normalizer: Option<NormalizerWrapper>,
+    pub(crate) pre_tokenizer: Option<PreTokenizerWrapper>,
+}
+
+/// A BPE tokeniser without its decoder.
+pub(crate) struct Bpe {
+    model: BPE,
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: Option<PreTokenizerWrapper>,
+}
+
+impl Bpe {
+    pub(crate) fn new(parts: BpeParts) -> Result<Self, TextError> {
+        if let Some(unk) = parts.unk.as_ref().filter(|unk| !parts.vocab.contains_key(*unk)) {
+            return Err(TextError::Tokenizer(format!(
+                "its unknown token {unk:?} is not in the vocabulary"
+            )));
+        }
+        let mut builder = BPE::builder()
+            .vocab_and_merges(parts.vocab, parts.merges)
+            .fuse_unk(parts.fuse_unk)
+            .byte_fallback(parts.byte_fallback)
+            .ignore_merges(parts.ignore_merges);
+        if let Some(unk) = parts.unk {
+            builder = builder.unk_token(unk);
+        }
+        let model = builder.build().map_err(|error| TextError::Tokenizer(error.to_string()))?;
+        Ok(Self { model, normalizer: parts.normalizer, pre_tokenizer: parts.pre_tokenizer })
+    }
+
+    pub(crate) fn normalizer(&self) -> Option<&NormalizerWrapper> {
+        self.normalizer.as_ref()
+    }
+
+    pub(crate) fn id(&self, token: &str) -> Option<TokenId> {
+        self.model.token_to_id(token)
+    }
+
+    /// Appends the tokens of `text` to `out`.
+    pub(crate) fn encode(
+        &self,
+        added: &Added,
+        text: &str,
+        parse_special: bool,
+        out: &mut Vec<TokenId>,
+    ) -> tokenizers::Result<()> {
+        let mut pieces = added.split(text, self.normalizer.as_ref(), parse_special);
+        if let Some(pre_tokenizer) = &self.pre_tokenizer {
+            pre_tokenizer.pre_tokenize(&mut pieces)?;
+        }
+        pieces.tokenize(|piece| self.model.tokenize(piece.get()))?;
+        for (_, _, tokens) in pieces.get_splits(OffsetReferential::Normalized, OffsetType::Byte) {
+            out.extend(tokens.iter().flatten().map(|token| token.id));
+        }
+        Ok(())
+    }
+}
