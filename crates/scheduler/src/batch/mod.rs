@@ -1,3 +1,24 @@
-//! Requests to steps.
+//! Requests to steps: continuous batching over paged blocks.
+//!
+//! One rule, no phases: a request has tokens computed and tokens known; each step hands out a token
+//! budget so that computed catches up with known. Chunked prefill, prefix hits, decode and recompute
+//! after a preemption all follow from it. [`State::plan`] decides, the caller computes,
+//! [`State::commit`] takes note.
+
+mod blocks;
+mod commit;
+mod config;
+mod ordering;
 mod plan;
-pub use plan::{Effect, Effects, PlanRow, Sampled, StepPlan, StepResult};
+mod planning;
+mod prefix;
+mod record;
+mod state;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{Config, ConfigError};
+pub use ordering::Ordering;
+pub use plan::{Effect, Effects, NO_BLOCK, PlanRow, Sampled, StepPlan, StepResult};
+pub use state::{State, Stats};

@@ -1,0 +1,286 @@
+//! What the next step computes.
+
+use pomona_types::{BLOCK_TOKENS, Micros, QosClass};
+
+use super::State;
+use super::blocks::NONE;
+use super::config::first_visible_block;
+use super::ordering::STARVATION_AFTER;
+use super::plan::{NO_BLOCK, PlanRow, StepPlan};
+use super::record::Status;
+
+/// Blocks are kept back for the growth of running requests, at most this share of the pool.
+const RESERVE_SHARE: u32 = 50;
+
+impl State {
+    /// Fills `plan` with the next step: running requests first, in order, then waiting ones if
+    /// nothing had to be preempted. Returns whether there is anything to compute. Every plan with
+    /// rows must be committed before the next is made.
+    ///
+    /// # Panics
+    /// When the last plan was not committed: a bug of the caller.
+    pub fn plan(&mut self, now: Micros, plan: &mut StepPlan) -> bool {
+        assert!(self.in_flight.is_none(), "a plan is made while step {} is computed", self.step);
+        plan.rows.clear();
+        plan.tokens.clear();
+        plan.tables.clear();
+        plan.preempted.clear();
+        let mut budget = self.config.max_num_batched_tokens;
+        self.plan_running(plan, &mut budget);
+        if plan.preempted.is_empty() {
+            self.plan_waiting(now, plan, &mut budget);
+        }
+        if plan.rows.is_empty() {
+            assert!(
+                self.running.is_empty() && self.waiting.is_empty(),
+                "requests wait, nothing runs, and nothing was planned"
+            );
+            return false;
+        }
+        self.step += 1;
+        plan.step = self.step;
+        self.in_flight = Some(self.step);
+        true
+    }
+
+    fn plan_running(&mut self, plan: &mut StepPlan, budget: &mut u32) {
+        let mut at = 0;
+        while at < self.running.len() && *budget > 0 {
+            let index = self.running[at];
+            self.drop_unseen(index);
+            let count = self.affordable(index, *budget);
+            if count > 0 {
+                self.extend(index, count);
+                self.emit(index, count, false, plan);
+                *budget -= count;
+                at += 1;
+            } else {
+                let victim = self.victim(at);
+                self.preempt(victim, plan);
+            }
+        }
+    }
+
+    /// Tokens of a running request that the budget and the free blocks allow.
+    fn affordable(&self, index: u32, budget: u32) -> u32 {
+        let record = self.record(index);
+        let groups = self.config.groups.len() as u32;
+        let blocks = record.tables[0].len() as u32 + self.blocks.free() / groups;
+        let room = blocks.saturating_mul(BLOCK_TOKENS) - record.computed;
+        (record.len() - record.computed).min(budget).min(room)
+    }
+
+    /// Whom to preempt, as an index into `running`, from `at` on (earlier ones are planned): the
+    /// least urgent, then the one that loses least work. The first in order is spared unless it is
+    /// alone, so that somebody always gets to the end.
+    fn victim(&self, at: usize) -> usize {
+        let key = |i: usize| {
+            let record = self.record(self.running[i]);
+            let (class, priority, _) = self.config.ordering.running(record);
+            (class, priority, std::cmp::Reverse(record.computed), record.arrival)
+        };
+        let from = if at == 0 && self.running.len() > 1 { 1 } else { at };
+        (from..self.running.len()).max_by_key(|i| key(*i)).unwrap_or(at)
+    }
+
+    fn preempt(&mut self, at: usize, plan: &mut StepPlan) {
+        let index = self.running.remove(at);
+        self.release(index);
+        self.record_mut(index).preemptions += 1;
+        self.waiting.push(index);
+        self.counters.preemptions += 1;
+        plan.preempted.push(self.record(index).id);
+    }
+
+    fn plan_waiting(&mut self, now: Micros, plan: &mut StepPlan, budget: &mut u32) {
+        while *budget > 0 && !self.slots.is_empty() {
+            let Some(at) = self.next_waiting(now) else { return };
+            let index = self.waiting[at];
+            if !self.admit(now, index) {
+                return;
+            }
+            self.waiting.swap_remove(at);
+            self.enter_running(index);
+            let count = self.affordable(index, *budget);
+            assert!(count > 0, "an admitted request has room for a token");
+            self.extend(index, count);
+            self.emit(index, count, true, plan);
+            *budget -= count;
+        }
+    }
+
+    /// Who is admitted next, as an index into `waiting`.
+    fn next_waiting(&mut self, now: Micros) -> Option<usize> {
+        for i in 0..self.waiting.len() {
+            let record = &mut self.records[self.waiting[i] as usize];
+            if now - record.submitted > STARVATION_AFTER {
+                record.class = QosClass::Interactive;
+                record.priority = i32::MIN;
+            }
+        }
+        let rank =
+            |i: &usize| self.config.ordering.waiting(self.record(self.waiting[*i]), &self.shares);
+        (0..self.waiting.len()).min_by_key(rank)
+    }
+
+    /// Gives a waiting request a slot and the blocks of its cached prefix, if all it has to
+    /// compute would fit into free blocks.
+    fn admit(&mut self, now: Micros, index: u32) -> bool {
+        let hit = self.match_prefix(index);
+        let groups = self.config.groups.len();
+        let mut needed: u64 = 0;
+        let total = self.record(index).len().div_ceil(BLOCK_TOKENS);
+        for (group, kind) in self.config.groups.iter().enumerate() {
+            let visible = first_visible_block(*kind, hit * BLOCK_TOKENS).min(hit);
+            let fresh = u64::from(total - visible).min(self.config.blocks_for_group(*kind));
+            let held = (visible..hit)
+                .filter(|b| {
+                    let block = self.prefixes.block(self.matched[*b as usize], group);
+                    block.is_some_and(|block| self.blocks.get(block).refs > 0)
+                })
+                .count() as u64;
+            needed += fresh.saturating_sub(held);
+        }
+        let growth = (self.running.len() * groups) as u32;
+        let reserve = u64::from(growth.min(self.blocks.total() / RESERVE_SHARE));
+        if needed + reserve > u64::from(self.blocks.free()) && !self.running.is_empty() {
+            return false;
+        }
+        let Some(slot) = self.slots.pop() else { return false };
+        self.hold_prefix(index, hit);
+        let first_time = self.record(index).started.is_none();
+        let record = self.record_mut(index);
+        record.status = Status::Running { slot };
+        record.computed = hit * BLOCK_TOKENS;
+        if first_time {
+            record.started = Some(now);
+            record.cached_tokens = hit * BLOCK_TOKENS;
+            let (queries, hits) = (record.len(), record.cached_tokens);
+            self.counters.prefix_queries += u64::from(queries);
+            self.counters.prefix_hits += u64::from(hits);
+        }
+        true
+    }
+
+    fn enter_running(&mut self, index: u32) {
+        let rank = self.config.ordering.running(self.record(index));
+        let at =
+            self.running.partition_point(|i| self.config.ordering.running(self.record(*i)) < rank);
+        self.running.insert(at, index);
+    }
+
+    /// Finds the longest cached prefix that leaves at least one token to compute; its nodes are
+    /// then in `matched`. Returns its length in blocks.
+    fn match_prefix(&mut self, index: u32) -> u32 {
+        self.matched.clear();
+        let record = &self.records[index as usize];
+        if !self.config.prefix_caching || record.wants_prompt_logits() {
+            return 0;
+        }
+        let most = (record.len() - 1) / BLOCK_TOKENS;
+        let tokens = record.tokens.chunks_exact(BLOCK_TOKENS as usize).take(most as usize);
+        let mut parent = NONE;
+        let mut best = 0;
+        let mut run = [0u32; GROUPS_INLINE];
+        let mut run_more = Vec::new();
+        let run: &mut [u32] = match self.config.groups.len() {
+            few if few <= GROUPS_INLINE => &mut run[..few],
+            many => {
+                run_more.resize(many, 0);
+                &mut run_more
+            }
+        };
+        for (n, tokens) in (1u32..).zip(tokens) {
+            let Some(node) = self.prefixes.find(parent, record.tenant, tokens) else { break };
+            let mut usable = true;
+            for (group, kind) in self.config.groups.iter().enumerate() {
+                let cached = self.prefixes.block(node, group).is_some();
+                run[group] = if cached { run[group] + 1 } else { 0 };
+                usable &= run[group] >= n - first_visible_block(*kind, n * BLOCK_TOKENS).min(n);
+            }
+            self.matched.push(node);
+            parent = node;
+            if usable {
+                best = n;
+            }
+        }
+        self.matched.truncate(best as usize);
+        best
+    }
+
+    /// Puts the matched blocks that are still visible into the request's tables.
+    fn hold_prefix(&mut self, index: u32, hit: u32) {
+        let record = &mut self.records[index as usize];
+        for (group, kind) in self.config.groups.iter().enumerate() {
+            let visible = first_visible_block(*kind, hit * BLOCK_TOKENS).min(hit);
+            record.dropped[group] = visible;
+            for (b, node) in (0u32..).zip(&self.matched) {
+                let block = if b < visible {
+                    NO_BLOCK
+                } else {
+                    self.prefixes.block(*node, group).expect("matched nodes are cached")
+                };
+                if block != NO_BLOCK {
+                    self.blocks.hold(block);
+                }
+                record.tables[group].push(block);
+            }
+        }
+        record.chain.extend_from_slice(&self.matched);
+        if let Some(last) = self.matched.last() {
+            self.prefixes.hold(*last);
+        }
+    }
+
+    /// Gives back blocks that no later query sees.
+    fn drop_unseen(&mut self, index: u32) {
+        let record = &mut self.records[index as usize];
+        for (group, kind) in self.config.groups.iter().enumerate() {
+            let visible = first_visible_block(*kind, record.computed);
+            while record.dropped[group] < visible {
+                let entry = &mut record.tables[group][record.dropped[group] as usize];
+                self.blocks.release(std::mem::replace(entry, NO_BLOCK));
+                record.dropped[group] += 1;
+            }
+        }
+    }
+
+    /// Appends the blocks that `count` more tokens need; the caller knows that they are free.
+    fn extend(&mut self, index: u32, count: u32) {
+        let blocks = (self.record(index).computed + count).div_ceil(BLOCK_TOKENS) as usize;
+        for group in 0..self.config.groups.len() {
+            while self.record(index).tables[group].len() < blocks {
+                let block = self.take_block().expect("affordable() counted the free blocks");
+                self.record_mut(index).tables[group].push(block);
+            }
+        }
+    }
+
+    fn emit(&mut self, index: u32, count: u32, first: bool, plan: &mut StepPlan) {
+        let record = &mut self.records[index as usize];
+        record.in_flight = true;
+        let Status::Running { slot } = record.status else {
+            unreachable!("only running requests are planned")
+        };
+        let end = record.computed + count;
+        let table_len = end.div_ceil(BLOCK_TOKENS);
+        plan.rows.push(PlanRow {
+            id: record.id,
+            slot,
+            computed: record.computed,
+            count,
+            sample: end == record.len(),
+            prompt_logits: record.wants_prompt_logits(),
+            first,
+            table_start: plan.tables.len() as u32,
+            table_len,
+        });
+        plan.tokens.extend_from_slice(&record.tokens[record.computed as usize..end as usize]);
+        for table in &record.tables {
+            plan.tables.extend_from_slice(&table[..table_len as usize]);
+        }
+    }
+}
+
+/// Layer groups whose run lengths need no allocation.
+const GROUPS_INLINE: usize = 16;

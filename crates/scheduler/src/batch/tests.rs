@@ -1,0 +1,456 @@
+//! Random operations against a model of what each block's memory would hold: every row of every
+//! plan must find, through its tables, exactly the keys of its own tokens.
+
+use std::collections::BTreeMap;
+
+use pomona_types::{
+    FinishReason, LayerKind, Micros, QosClass, Refusal, Request, RequestId, Sampling, TenantId,
+    TokenId,
+};
+
+use super::*;
+
+const BLOCK: u32 = pomona_types::BLOCK_TOKENS;
+
+/// SplitMix64.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u32) -> u32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % u64::from(n)) as u32
+    }
+}
+
+/// A request as the outside knows it.
+struct Truth {
+    tenant: TenantId,
+    tokens: Vec<TokenId>,
+    prompt_len: usize,
+    max_tokens: u32,
+    aborted: bool,
+}
+
+/// The scheduler, what it should do, and the memory it manages.
+struct World {
+    state: State,
+    config: Config,
+    /// By block, offset: the group and prefix digest whose key lies there.
+    memory: Vec<[(usize, u64); BLOCK as usize]>,
+    alive: BTreeMap<RequestId, Truth>,
+    dice: Dice,
+    next_id: u64,
+    now: Micros,
+    events: u64,
+    plan: StepPlan,
+}
+
+/// Digests of all prefixes of `tokens`.
+fn digests(tenant: TenantId, tokens: &[TokenId]) -> Vec<u64> {
+    let mut digest = tenant.0 ^ 0x1234_5678;
+    let mut next = |token: &TokenId| {
+        digest = (digest ^ u64::from(*token)).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
+        digest
+    };
+    tokens.iter().map(&mut next).collect()
+}
+
+fn config(dice: &mut Dice) -> Config {
+    let groups = match dice.below(4) {
+        0 => vec![LayerKind::Full],
+        1 => vec![LayerKind::Full, LayerKind::Sliding { window: 1 + dice.below(60) }],
+        2 => vec![LayerKind::Sliding { window: 20 }],
+        _ => vec![
+            LayerKind::Full,
+            LayerKind::Sliding { window: 33 },
+            LayerKind::Sliding { window: 33 },
+        ],
+    };
+    let seqs = 1 + dice.below(12);
+    Config {
+        max_num_seqs: seqs,
+        max_num_batched_tokens: seqs + dice.below(80),
+        max_model_len: 40 + dice.below(200),
+        blocks: 10 + dice.below(80),
+        groups,
+        prefix_caching: dice.below(4) > 0,
+        ordering: [Ordering::Fcfs, Ordering::Priority, Ordering::Fair][dice.below(3) as usize],
+        max_waiting: 1 + dice.below(30),
+        eos_token_ids: vec![0],
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut dice = Dice(seed);
+        let config = config(&mut dice);
+        // A hash of four values makes collisions the rule.
+        let mask = if dice.below(2) == 0 { 3 } else { u64::MAX };
+        World {
+            state: State::with_hash_mask(config.clone(), mask).unwrap(),
+            memory: vec![[(usize::MAX, 0); BLOCK as usize]; config.blocks as usize],
+            config,
+            alive: BTreeMap::new(),
+            dice,
+            next_id: 1,
+            now: Micros(0),
+            events: 0,
+            plan: StepPlan::default(),
+        }
+    }
+
+    fn submit(&mut self) {
+        self.events += 1;
+        let dice = &mut self.dice;
+        let family = dice.below(3);
+        let len = 1 + dice.below(120);
+        // Prompts of a family agree up to a random point.
+        let fork = dice.below(len + 1);
+        let token = |i: u32, dice: &mut Dice| {
+            if i < fork { 1 + (i * 7 + family) % 5 } else { 1 + dice.below(3) }
+        };
+        let prompt: Vec<TokenId> = (0..len).map(|i| token(i, dice)).collect();
+        let max_tokens = 1 + dice.below(40);
+        let request = Request {
+            id: RequestId(self.next_id),
+            tenant: TenantId(u64::from(dice.below(2))),
+            class: [QosClass::Interactive, QosClass::Standard, QosClass::Batch]
+                [dice.below(3) as usize],
+            priority: dice.below(3) as i32,
+            prompt: prompt.clone().into(),
+            sampling: Sampling {
+                max_tokens,
+                prompt_logprobs: (dice.below(8) == 0).then_some(0),
+                ..Sampling::default()
+            },
+        };
+        let (id, tenant) = (request.id, request.tenant);
+        match self.state.submit(self.now, request) {
+            Ok(()) => {
+                let prompt_len = prompt.len();
+                let truth =
+                    Truth { tenant, tokens: prompt, prompt_len, max_tokens, aborted: false };
+                self.alive.insert(id, truth);
+            }
+            Err(Refusal::Overloaded { waiting, .. }) => {
+                // Preempted requests wait too, beyond the bound for new ones.
+                assert!(waiting >= self.config.max_waiting);
+            }
+            Err(Refusal::Invalid(_)) => {
+                let total = (len + max_tokens).min(self.config.max_model_len);
+                let fits = self.config.blocks_for(total) <= u64::from(self.config.blocks);
+                assert!(len >= self.config.max_model_len || !fits, "refused without a reason");
+            }
+            Err(other) => panic!("{other}"),
+        }
+        self.next_id += 1;
+    }
+
+    fn abort(&mut self) {
+        self.events += 1;
+        let id = RequestId(1 + u64::from(self.dice.below(self.next_id as u32)));
+        self.state.abort(self.now, id);
+        if let Some(truth) = self.alive.get_mut(&id) {
+            truth.aborted = true;
+        }
+    }
+
+    /// Plans, "computes", commits; sometimes aborts in between.
+    fn step(&mut self) -> bool {
+        self.now = Micros(self.now.0 + 1_000 + u64::from(self.dice.below(200_000)));
+        let mut effects = Effects::default();
+        let mut plan = std::mem::take(&mut self.plan);
+        let planned = self.state.plan(self.now, &mut plan);
+        if planned {
+            self.events += plan.rows.len() as u64;
+            let result = self.compute(&plan);
+            if self.dice.below(5) == 0 {
+                self.abort();
+            }
+            self.state.commit(self.now, &plan, &result, &mut effects);
+        } else {
+            self.state.drain_aborted(&mut effects);
+        }
+        self.plan = plan;
+        self.apply(&effects);
+        if self.events.is_multiple_of(16) {
+            self.state.check();
+        }
+        planned
+    }
+
+    fn compute(&mut self, plan: &StepPlan) -> StepResult {
+        let count: u32 = plan.rows.iter().map(|r| r.count).sum();
+        assert!(count <= self.config.max_num_batched_tokens);
+        assert_eq!(count as usize, plan.tokens.len());
+        assert!(plan.rows.len() <= self.config.max_num_seqs as usize);
+        let mut result = StepResult::default();
+        let mut first = 0;
+        // All writes of a step happen before its reads, as in a layer.
+        for (at, row) in plan.rows.iter().enumerate() {
+            let truth = &self.alive[&row.id];
+            let end = (row.computed + row.count) as usize;
+            let known = &truth.tokens[row.computed as usize..end];
+            assert_eq!(known, &plan.tokens[first..first + row.count as usize]);
+            assert_eq!(row.sample, end == truth.tokens.len());
+            first += row.count as usize;
+            let digests = digests(truth.tenant, &truth.tokens);
+            for group in 0..self.config.groups.len() {
+                let table = table(plan, row, group);
+                for position in row.computed as usize..end {
+                    let block = table[position / BLOCK as usize];
+                    assert_ne!(block, NO_BLOCK);
+                    self.memory[block as usize][position % BLOCK as usize] =
+                        (group, digests[position]);
+                }
+            }
+            if row.sample {
+                let token = self.dice.below(30);
+                result.sampled.push(Sampled { row: at as u32, token });
+            }
+        }
+        for row in &plan.rows {
+            let truth = &self.alive[&row.id];
+            let digests = digests(truth.tenant, &truth.tokens);
+            for (group, kind) in self.config.groups.iter().enumerate() {
+                let seen = match kind {
+                    LayerKind::Full => 0,
+                    LayerKind::Sliding { window } => (row.computed + 1).saturating_sub(*window),
+                };
+                let table = table(plan, row, group);
+                for position in seen as usize..(row.computed + row.count) as usize {
+                    let block = table[position / BLOCK as usize] as usize;
+                    assert_eq!(
+                        self.memory[block][position % BLOCK as usize],
+                        (group, digests[position]),
+                        "{} position {position} group {group}: foreign or missing KV",
+                        row.id
+                    );
+                }
+            }
+        }
+        result
+    }
+
+    fn apply(&mut self, effects: &Effects) {
+        for effect in &effects.list {
+            match effect {
+                Effect::Token { id, token } => {
+                    let truth = self.alive.get_mut(id).expect("tokens come before the end");
+                    assert!(!truth.aborted, "a token after an abort");
+                    truth.tokens.push(*token);
+                }
+                Effect::Finished { id, reason, .. } => {
+                    let truth = self.alive.remove(id).expect("one end per request");
+                    let produced = (truth.tokens.len() - truth.prompt_len) as u32;
+                    match reason {
+                        FinishReason::Abort => assert!(truth.aborted),
+                        FinishReason::Stop(token) => {
+                            assert_eq!((*token, truth.tokens.last()), (0, Some(&0)));
+                        }
+                        FinishReason::Length => assert!(
+                            produced == truth.max_tokens
+                                || truth.tokens.len() as u32 == self.config.max_model_len
+                        ),
+                        FinishReason::Error => panic!("the scheduler never fails a request"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn table<'a>(plan: &'a StepPlan, row: &PlanRow, group: usize) -> &'a [u32] {
+    let len = row.table_len as usize;
+    &plan.tables[row.table_start as usize + group * len..][..len]
+}
+
+/// One world from start to quiet.
+fn run(seed: u64, events: u64) -> u64 {
+    let mut world = World::new(seed);
+    while world.events < events {
+        match world.dice.below(10) {
+            0..=3 => world.submit(),
+            4 => world.abort(),
+            _ => {
+                world.step();
+            }
+        }
+    }
+    let bound = world.events + 1_000_000;
+    while world.step() || !world.alive.is_empty() {
+        assert!(world.events < bound, "seed {seed}: requests that never end");
+    }
+    world.state.check();
+    assert_eq!(world.state.stats().blocks_used, 0);
+    world.events
+}
+
+#[test]
+fn random_operations_never_mix_up_memory() {
+    let wanted = std::env::var("POMONA_SCHEDULER_EVENTS").ok().and_then(|v| v.parse().ok());
+    let wanted: u64 = wanted.unwrap_or(1_000_000);
+    let mut events = 0;
+    let mut seed = 0;
+    while events < wanted {
+        events += run(seed, 5_000);
+        seed += 1;
+    }
+    eprintln!("{events} events in {seed} worlds");
+}
+
+fn small(blocks: u32, ordering: Ordering) -> State {
+    State::new(Config {
+        max_num_seqs: 4,
+        max_num_batched_tokens: 64,
+        max_model_len: 256,
+        blocks,
+        groups: vec![LayerKind::Full],
+        prefix_caching: true,
+        ordering,
+        max_waiting: 8,
+        eos_token_ids: vec![0],
+    })
+    .unwrap()
+}
+
+fn request(id: u64, prompt: u32, max_tokens: u32) -> Request {
+    Request {
+        id: RequestId(id),
+        tenant: TenantId(0),
+        class: QosClass::Standard,
+        priority: 0,
+        prompt: (1..=prompt).collect(),
+        sampling: Sampling { max_tokens, ..Sampling::default() },
+    }
+}
+
+/// Runs a step in which every sample is token 9; returns the effects.
+fn step(state: &mut State, plan: &mut StepPlan, now: u64) -> Effects {
+    let mut effects = Effects::default();
+    if state.plan(Micros(now), plan) {
+        let sampled = (0u32..).zip(&plan.rows).filter(|(_, r)| r.sample);
+        let sampled = sampled.map(|(row, _)| Sampled { row, token: 9 }).collect();
+        state.commit(Micros(now), plan, &StepResult { sampled }, &mut effects);
+    }
+    effects
+}
+
+#[test]
+fn a_long_prompt_is_computed_in_chunks() {
+    let mut state = small(32, Ordering::Fcfs);
+    let mut plan = StepPlan::default();
+    state.submit(Micros(0), request(1, 150, 1)).unwrap();
+    let mut counts = Vec::new();
+    while !step(&mut state, &mut plan, 1).list.iter().any(|e| matches!(e, Effect::Finished { .. }))
+    {
+        counts.push((plan.rows[0].count, plan.rows[0].sample));
+    }
+    assert_eq!(counts, [(64, false), (64, false)]);
+    assert_eq!((plan.rows[0].count, plan.rows[0].sample), (22, true));
+}
+
+#[test]
+fn a_second_request_reuses_the_full_blocks_of_the_first() {
+    let mut state = small(32, Ordering::Fcfs);
+    let mut plan = StepPlan::default();
+    state.submit(Micros(0), request(1, 48, 1)).unwrap();
+    step(&mut state, &mut plan, 1);
+    state.submit(Micros(0), request(2, 48, 1)).unwrap();
+    let effects = step(&mut state, &mut plan, 1);
+    // 48 tokens are 3 full blocks; the last is computed anew, since a token must be.
+    assert_eq!(plan.rows[0].computed, 32);
+    let hit = |e: &Effect| matches!(e, Effect::Finished { cached_tokens: 32, .. });
+    assert!(effects.list.iter().any(hit), "{effects:?}");
+    let mut other = request(3, 48, 1);
+    other.tenant = TenantId(1);
+    state.submit(Micros(0), other).unwrap();
+    step(&mut state, &mut plan, 1);
+    assert_eq!(plan.rows[0].computed, 0, "another tenant's prefix stays its own");
+}
+
+#[test]
+fn the_least_urgent_class_is_preempted_first() {
+    let mut state = small(8, Ordering::Fcfs);
+    let mut plan = StepPlan::default();
+    let batch = Request { class: QosClass::Batch, ..request(1, 60, 60) };
+    let urgent = Request { class: QosClass::Interactive, ..request(2, 50, 70) };
+    state.submit(Micros(0), batch).unwrap();
+    step(&mut state, &mut plan, 1);
+    state.submit(Micros(0), urgent).unwrap();
+    let mut ends = Vec::new();
+    let mut preempted = Vec::new();
+    for now in 2..400 {
+        for effect in step(&mut state, &mut plan, now).list {
+            if let Effect::Finished { id, reason, .. } = effect {
+                assert_eq!(reason, FinishReason::Length);
+                ends.push(id.0);
+            }
+        }
+        preempted.extend(plan.preempted.drain(..).map(|id| id.0));
+    }
+    assert_eq!(ends, [2, 1]);
+    assert!(!preempted.is_empty() && preempted.iter().all(|id| *id == 1), "{preempted:?}");
+}
+
+#[test]
+fn an_abort_frees_blocks_at_once_outside_a_step_and_at_the_commit_inside() {
+    let mut state = small(32, Ordering::Fcfs);
+    let mut plan = StepPlan::default();
+    state.submit(Micros(0), request(1, 40, 9)).unwrap();
+    step(&mut state, &mut plan, 1);
+    assert_eq!(state.stats().blocks_used, 3);
+    state.abort(Micros(1), RequestId(1));
+    assert_eq!(state.stats().blocks_used, 0);
+    let mut effects = Effects::default();
+    state.drain_aborted(&mut effects);
+    assert_eq!(effects.list.len(), 1);
+
+    state.submit(Micros(0), request(2, 40, 9)).unwrap();
+    assert!(state.plan(Micros(2), &mut plan));
+    state.abort(Micros(2), RequestId(2));
+    assert_eq!(state.stats().blocks_used, 3);
+    let sampled = vec![Sampled { row: 0, token: 9 }];
+    let mut effects = Effects::default();
+    state.commit(Micros(2), &plan, &StepResult { sampled }, &mut effects);
+    assert_eq!(state.stats().blocks_used, 0);
+    let aborted =
+        matches!(effects.list[..], [Effect::Finished { reason: FinishReason::Abort, .. }]);
+    assert!(aborted, "{effects:?}");
+}
+
+#[test]
+fn what_can_never_fit_is_refused_and_says_why() {
+    let mut state = small(8, Ordering::Fcfs);
+    let refusal = |state: &mut State, request: Request| match state.submit(Micros(0), request) {
+        Err(Refusal::Invalid(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    assert!(refusal(&mut state, request(1, 0, 1)).contains("empty"));
+    assert!(refusal(&mut state, request(1, 256, 1)).contains("256 tokens"));
+    assert!(refusal(&mut state, request(1, 100, 100)).contains("13 blocks"));
+    assert!(refusal(&mut state, request(1, 10, 0)).contains("max_tokens"));
+    for id in 0..8 {
+        state.submit(Micros(0), request(id, 10, 1)).unwrap();
+    }
+    let refused = state.submit(Micros(0), request(9, 10, 1));
+    assert!(matches!(refused, Err(Refusal::Overloaded { waiting: 8, .. })));
+}
+
+#[test]
+fn fair_ordering_admits_the_tenant_that_got_least() {
+    let mut state = small(64, Ordering::Fair);
+    let mut plan = StepPlan::default();
+    for id in 0..5 {
+        state.submit(Micros(0), request(id, 100, 1)).unwrap();
+    }
+    let other = Request { tenant: TenantId(7), ..request(9, 10, 1) };
+    state.submit(Micros(0), other).unwrap();
+    step(&mut state, &mut plan, 1);
+    step(&mut state, &mut plan, 2);
+    let order: Vec<u64> = plan.rows.iter().map(|r| r.id.0).collect();
+    assert_eq!(order[..2], [0, 9], "tenant 7 goes before the rest of tenant 0");
+}
