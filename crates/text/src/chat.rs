@@ -1,17 +1,37 @@
 //! Chat templates: messages to the text a model was trained on.
 //!
-//! Templates come with models and may be hostile.
+//! Templates are Jinja2 programs written for Hugging Face's `apply_chat_template`; they come with
+//! models and may be hostile. They run in the `minijinja` engine under limits on instructions
+//! (`functions.rs`), on what each instruction costs (`guard.rs`, `budget.rs`), and on what their
+//! source may look like (`limits.rs`).
 
+mod budget;
+mod clock;
+mod functions;
+mod guard;
+mod limits;
+#[cfg(test)]
+mod tests;
 mod values;
 
+use std::collections::BTreeMap;
+use std::error::Error as _;
+
+use minijinja::machinery::ast::Stmt;
+use minijinja::machinery::{CodeGenerator, Instructions, eval, make_string_output, parse};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use serde_json::{Map, Value};
 
+use self::budget::Exhausted;
+use self::functions::Refusal;
 use crate::TextError;
 
-/// A compiled chat template.
+/// A chat template that compiles. Share it by `Arc`; rendering takes `&self`.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     source: String,
+    syntax: SyntaxConfig,
     bos: Option<String>,
     eos: Option<String>,
 }
@@ -48,30 +68,152 @@ pub struct LocalTime {
     pub second: u8,
 }
 
+/// The instructions of a template and of its blocks.
+type Program<'source> = (Instructions<'source>, BTreeMap<&'source str, Instructions<'source>>);
+
 impl ChatTemplate {
     /// Compiles a Jinja template; `bos` and `eos` are the texts of those tokens, which templates
-    /// know as `bos_token` and `eos_token`.
+    /// know as `bos_token` and `eos_token`. Fails with [`TextError::Template`].
     pub fn new(source: &str, bos: Option<&str>, eos: Option<&str>) -> Result<Self, TextError> {
-        let mut env = minijinja::Environment::new();
-        env.add_template("chat", source).map_err(|e| TextError::Template(e.to_string()))?;
-        Ok(Self {
-            source: source.to_owned(),
+        // As `apply_chat_template` sets them.
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .map_err(|error| TextError::Template(chain(&error)))?;
+        let template = Self {
+            source: without_generation_tags(source),
+            syntax,
             bos: bos.map(str::to_owned),
             eos: eos.map(str::to_owned),
-        })
+        };
+        template.compile().map_err(|error| TextError::Template(chain(&error)))?;
+        Ok(template)
     }
 
-    /// The prompt for a conversation.
-    pub fn render(&self, input: &ChatInput) -> Result<String, TextError> {
-        let mut env = minijinja::Environment::new();
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        let context = serde_json::json!({
-            "messages": input.messages,
-            "bos_token": self.bos,
-            "eos_token": self.eos,
-            "add_generation_prompt": input.add_generation_prompt,
-        });
-        let context = values::from_json(&context);
-        env.render_str(&self.source, context).map_err(|e| TextError::Render(e.to_string()))
+    /// The template in a `tokenizer_config.json`: its `chat_template`, or of several the one that
+    /// is called `default`.
+    pub fn source_in(config: &Value) -> Option<&str> {
+        let template = config.get("chat_template")?;
+        let named = |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
+        template
+            .as_str()
+            .or_else(|| template.as_array()?.iter().find(named)?.get("template")?.as_str())
     }
+
+    /// The prompt for a conversation. Costs some microseconds per message, about a second at the
+    /// very most, and no more than some hundred MB of memory however hostile the template is.
+    ///
+    /// Fails with [`TextError::Refused`] if the template says no to the conversation, with
+    /// [`TextError::Exhausted`] at a limit, and else with [`TextError::Render`].
+    pub fn render(&self, input: &ChatInput) -> Result<String, TextError> {
+        self.run(input).map_err(|error| self::error(&error))
+    }
+
+    fn compile(&self) -> Result<Program<'_>, Error> {
+        limits::check_source(&self.source, &self.syntax)?;
+        let tree: Stmt<'_> = parse(&self.source, "chat template", self.syntax.clone())?;
+        limits::check_constants(&tree)?;
+        let mut generator = CodeGenerator::new("chat template", &self.source);
+        generator.compile_stmt(&tree);
+        let (main, blocks) = generator.finish();
+        let blocks = blocks.iter().map(|(name, code)| (*name, guard::guarded(code))).collect();
+        Ok((guard::guarded(&main), blocks))
+    }
+
+    fn run(&self, input: &ChatInput) -> Result<String, Error> {
+        let env: Environment<'_> = functions::environment();
+        let (main, blocks) = self.compile()?;
+        let mut out = String::new();
+        let mut output = make_string_output(&mut out);
+        eval(&env, &main, self.context(input), &blocks, &mut output, AutoEscape::None)?;
+        drop(output);
+        Ok(out)
+    }
+
+    /// The variables of a rendering.
+    fn context(&self, input: &ChatInput) -> minijinja::Value {
+        let none = minijinja::Value::from(());
+        let tools = input.tools.as_ref().map_or(none.clone(), values::from_json);
+        let mut variables = BTreeMap::from([
+            ("messages", values::from_json(&input.messages)),
+            ("tools", tools),
+            ("documents", none),
+            ("add_generation_prompt", minijinja::Value::from(input.add_generation_prompt)),
+        ]);
+        let texts = [("bos_token", &self.bos), ("eos_token", &self.eos)];
+        variables.extend(
+            texts.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?.into()))),
+        );
+        variables.extend(input.now.map(|now| ("strftime_now", functions::strftime_now(now))));
+        let extra = input.extra.iter();
+        variables.extend(extra.map(|(name, value)| (name.as_str(), values::from_json(value))));
+        minijinja::Value::from_pairs(variables)
+    }
+}
+
+/// `{% generation %}` marks what an assistant said, for training only. It becomes a condition that
+/// always holds, with its marks for white space kept.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at + 2);
+        out.push_str(before);
+        let inner = tag.trim_start_matches(['-', '+']);
+        let mark = &tag[..tag.len() - inner.len()];
+        let word = inner.trim_start();
+        let is_tag =
+            |after: &str| after.trim_start().trim_start_matches(['-', '+']).starts_with("%}");
+        let replaced =
+            [("generation", "if true"), ("endgeneration", "endif")].into_iter().find_map(
+                |(name, other)| Some((word.strip_prefix(name).filter(|x| is_tag(x))?, other)),
+            );
+        match replaced {
+            Some((after, other)) => {
+                out.push_str(mark);
+                out.push(' ');
+                out.push_str(other);
+                out.push(' ');
+                rest = after.trim_start();
+            }
+            None => rest = tag,
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// An error of the engine, in the terms of this crate.
+fn error(error: &Error) -> TextError {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(current) = cause {
+        if let Some(Refusal(message)) = current.downcast_ref() {
+            return TextError::Refused(message.clone());
+        }
+        if let Some(Exhausted(message)) = current.downcast_ref() {
+            return TextError::Exhausted(message.clone());
+        }
+        cause = current.source();
+    }
+    match error.kind() {
+        ErrorKind::OutOfFuel => TextError::Exhausted("it runs for too long".into()),
+        _ => TextError::Render(chain(error)),
+    }
+}
+
+/// An error with its causes, in one line, cut where it gets long.
+fn chain(error: &Error) -> String {
+    const MAX_MESSAGE: usize = 600;
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(current) = cause {
+        text = format!("{text}: {current}");
+        cause = current.source();
+    }
+    if let Some((at, _)) = text.char_indices().nth(MAX_MESSAGE) {
+        text.truncate(at);
+        text.push('…');
+    }
+    text
 }
