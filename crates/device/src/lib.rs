@@ -4,15 +4,32 @@
 //! cannot reach the bytes except by an explicit copy through its device or an operation of it (the
 //! `kernels` crate). Does not know operations or models.
 
+mod arena;
 mod buffer;
+mod cores;
 mod error;
+mod host;
+mod map;
+mod memory;
 mod pool;
+mod probe;
 mod view;
 
+use std::sync::Arc;
+
+pub use arena::ArenaDevice;
 pub use buffer::{Buffer, DeviceId};
+pub use cores::usable_cores;
 pub use error::DeviceError;
-pub use pool::Pool;
+pub use host::{Access, HostDevice, HostMemory};
+pub use map::map_file;
+pub use memory::{available_memory, resident_memory};
+pub use pool::{Pool, split};
+pub use probe::{Probe, probe};
 pub use view::{DType, View};
+
+/// Bytes that live elsewhere: a mapped file, a vector.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// A place with memory. Copies are synchronous and ordered with the device's operations.
 pub trait Device: Send + Sync {
@@ -34,6 +51,20 @@ pub trait Device: Send + Sync {
     /// Copies a view of this device to host bytes; the lengths must match.
     fn download(&self, source: &View, target: &mut [u8]) -> Result<(), DeviceError>;
 
+    /// Brings `bytes[offset..offset + len]` to the device for reading: where they lie, if the
+    /// device can read host memory, else as a copy.
+    fn import(
+        &self,
+        bytes: &SharedBytes,
+        offset: usize,
+        len: usize,
+    ) -> Result<Buffer, DeviceError> {
+        let source = part(bytes, offset, len)?;
+        let buffer = self.alloc(len)?;
+        self.upload(source, &View::new(buffer.clone(), 0, DType::U8, &[len])?)?;
+        Ok(buffer)
+    }
+
     /// Allocates a view of its own.
     fn alloc_view(&self, dtype: DType, shape: &[usize]) -> Result<View, DeviceError> {
         let elements = shape.iter().try_fold(1usize, |a, b| a.checked_mul(*b));
@@ -42,4 +73,13 @@ pub trait Device: Send + Sync {
         )?;
         View::new(self.alloc(bytes)?, 0, dtype, shape)
     }
+}
+
+/// A checked range of shared bytes.
+fn part(bytes: &SharedBytes, offset: usize, len: usize) -> Result<&[u8], DeviceError> {
+    let all = bytes.as_ref().as_ref();
+    let end = offset.checked_add(len);
+    end.and_then(|end| all.get(offset..end)).ok_or_else(|| {
+        DeviceError::Mismatch(format!("bytes {offset}+{len} of {} were imported", all.len()))
+    })
 }

@@ -1,0 +1,26 @@
+//! Peak arithmetic in portable Rust: what the compiler makes of it.
+
+use std::hint::black_box;
+
+const STEPS: u64 = 2_000_000;
+
+/// Runs multiply-adds; returns how many operations they were.
+pub(super) fn f32_operations() -> u64 {
+    let mut lanes = black_box([1.0f32; 64]);
+    let (a, b) = black_box((1.000_001f32, 1e-7f32));
+    for _ in 0..STEPS {
+        for lane in &mut lanes {
+            *lane = *lane * a + b;
+        }
+    }
+    black_box(lanes);
+    STEPS * 64 * 2
+}
+
+pub(super) fn has_int8() -> bool {
+    false
+}
+
+pub(super) fn int8_operations() -> u64 {
+    0
+}

@@ -1,0 +1,83 @@
+//! Peak arithmetic of x86-64: enough independent accumulators to fill the pipelines.
+
+use std::arch::x86_64::*;
+use std::hint::black_box;
+
+const STEPS: u64 = 1_000_000;
+const CHAINS: usize = 12;
+
+/// Runs multiply-adds; returns how many operations they were.
+pub(super) fn f32_operations() -> u64 {
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: detected.
+        unsafe { f32_avx512() }
+    } else if is_x86_feature_detected!("fma") {
+        // SAFETY: detected; FMA implies AVX.
+        unsafe { f32_fma() }
+    } else {
+        portable()
+    }
+}
+
+pub(super) fn has_int8() -> bool {
+    is_x86_feature_detected!("avx512vnni")
+}
+
+pub(super) fn int8_operations() -> u64 {
+    if !has_int8() {
+        return 0;
+    }
+    // SAFETY: detected.
+    unsafe { int8_vnni() }
+}
+
+#[target_feature(enable = "avx512f")]
+fn f32_avx512() -> u64 {
+    let (a, b) = (_mm512_set1_ps(black_box(1.000_001)), _mm512_set1_ps(black_box(1e-7)));
+    let mut lanes = [_mm512_set1_ps(1.0); CHAINS];
+    for _ in 0..STEPS {
+        for lane in &mut lanes {
+            *lane = _mm512_fmadd_ps(*lane, a, b);
+        }
+    }
+    black_box(lanes);
+    STEPS * CHAINS as u64 * 16 * 2
+}
+
+#[target_feature(enable = "avx,fma")]
+fn f32_fma() -> u64 {
+    let (a, b) = (_mm256_set1_ps(black_box(1.000_001)), _mm256_set1_ps(black_box(1e-7)));
+    let mut lanes = [_mm256_set1_ps(1.0); CHAINS];
+    for _ in 0..STEPS {
+        for lane in &mut lanes {
+            *lane = _mm256_fmadd_ps(*lane, a, b);
+        }
+    }
+    black_box(lanes);
+    STEPS * CHAINS as u64 * 8 * 2
+}
+
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn int8_vnni() -> u64 {
+    let (a, b) = (_mm512_set1_epi8(black_box(3)), _mm512_set1_epi8(black_box(5)));
+    let mut lanes = [_mm512_setzero_si512(); CHAINS];
+    for _ in 0..STEPS {
+        for lane in &mut lanes {
+            *lane = _mm512_dpbusd_epi32(*lane, a, b);
+        }
+    }
+    black_box(lanes);
+    STEPS * CHAINS as u64 * 64 * 2
+}
+
+fn portable() -> u64 {
+    let mut lanes = black_box([1.0f32; 64]);
+    let (a, b) = black_box((1.000_001f32, 1e-7f32));
+    for _ in 0..STEPS {
+        for lane in &mut lanes {
+            *lane = *lane * a + b;
+        }
+    }
+    black_box(lanes);
+    STEPS * 64 * 2
+}

@@ -1,0 +1,85 @@
+//! A tour of the crate: memory on two devices, copies, views, and the pool.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pomona_device::{ArenaDevice, DType, Device, DeviceError, HostDevice, HostMemory, Pool};
+
+#[test]
+fn memory_is_reached_through_its_device_only() {
+    let host = HostDevice::new();
+    let arena = ArenaDevice::new(1 << 20).unwrap();
+    for device in [&host as &dyn Device, &arena] {
+        // Fresh memory is zero; views are shaped windows on it.
+        let view = device.alloc_view(DType::U32, &[4, 2]).unwrap();
+        let row = view.rows(1, 2);
+        device.upload(&[7; 16], &row).unwrap();
+        let mut bytes = [1; 32];
+        device.download(&view, &mut bytes).unwrap();
+        assert_eq!(
+            (&bytes[..8], &bytes[8..24], &bytes[24..]),
+            (&[0; 8][..], &[7; 16][..], &[0; 8][..])
+        );
+        // Lengths must match.
+        assert!(matches!(device.upload(&[0; 3], &row), Err(DeviceError::Mismatch(_))));
+    }
+    // A view of one device is refused by another.
+    let view = host.alloc_view(DType::F32, &[1]).unwrap();
+    assert!(matches!(arena.upload(&[0; 4], &view), Err(DeviceError::WrongDevice { .. })));
+    // The arena is full at some point, and says so.
+    assert!(matches!(arena.alloc(2 << 20), Err(DeviceError::OutOfMemory { .. })));
+}
+
+#[test]
+fn imported_bytes_are_shared_on_the_host_and_copied_elsewhere() {
+    let bytes: pomona_device::SharedBytes = Arc::new(vec![1u8, 2, 3, 4]);
+    let host = HostDevice::new();
+    let here = host.import(&bytes, 1, 2).unwrap();
+    assert_eq!(here.base().as_ptr() as usize, bytes.as_ref().as_ref()[1..].as_ptr() as usize);
+    assert!(!here.writable());
+    let arena = ArenaDevice::new(1 << 16).unwrap();
+    assert!(arena.import(&bytes, 1, 2).unwrap().writable());
+    assert!(arena.import(&bytes, 3, 2).is_err());
+}
+
+/// The arena's promise: outside an operation its memory faults. The access runs in a child
+/// process, which is this test started again.
+#[test]
+fn touching_the_arena_from_outside_is_a_fault() {
+    const CHILD: &str = "POMONA_TEST_TOUCH_ARENA";
+    let arena = ArenaDevice::new(1 << 16).unwrap();
+    let buffer = arena.alloc(64).unwrap();
+    if std::env::var_os(CHILD).is_some() {
+        // SAFETY: none is claimed: this read must end the process.
+        let byte = unsafe { buffer.base().as_ptr().read_volatile() };
+        println!("read {byte}");
+        return;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "touching_the_arena_from_outside_is_a_fault"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    assert!(!output.status.success(), "the arena was read from outside");
+    #[cfg(unix)]
+    {
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(output.status.signal(), Some(11));
+    }
+    // While an operation has entered, the same read is fine.
+    let access = arena.enter();
+    let view = pomona_device::View::new(buffer, 0, DType::U8, &[64]).unwrap();
+    // SAFETY: the only slice of this access.
+    assert_eq!(unsafe { access.read::<u8>(&view) }.unwrap()[0], 0);
+}
+
+#[test]
+fn a_pool_joins_its_workers() {
+    let pool = Pool::new(2);
+    let sum = AtomicUsize::new(0);
+    pool.run(&|worker| {
+        let mine = pomona_device::split(100, 1, 2, worker);
+        sum.fetch_add(mine.sum(), Ordering::Relaxed);
+    });
+    assert_eq!(sum.into_inner(), 99 * 100 / 2);
+}
