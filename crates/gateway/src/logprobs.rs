@@ -2,8 +2,9 @@
 //! prompts.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use pomona_text::Tokenizer;
+use pomona_text::{Detokenizer, Tokenizer};
 use pomona_types::{TokenId, TokenLogprobs};
 use serde::{Serialize, Serializer};
 
@@ -97,10 +98,11 @@ impl TextLogprobs {
     /// Adds the tokens of a prompt, whose first has no probability.
     pub(crate) fn prompt(
         &mut self,
-        tokenizer: &Tokenizer,
+        tokenizer: &Arc<Tokenizer>,
         prompt: &[TokenId],
         logprobs: &[Option<TokenLogprobs>],
     ) {
+        let mut text = Detokenizer::new(tokenizer.clone(), true);
         let mut offset = 0;
         for (index, token) in prompt.iter().enumerate() {
             match logprobs.get(index).and_then(Option::as_ref) {
@@ -112,9 +114,7 @@ impl TextLogprobs {
                     self.top_logprobs.push(None);
                 }
             }
-            if !tokenizer.is_special(*token) {
-                offset += tokenizer.token_text(*token).chars().count();
-            }
+            offset += text.push(*token).chars().count();
         }
     }
 

@@ -1,0 +1,11 @@
+//! The API over a real socket and a replica without a model.
+#![allow(clippy::unwrap_used, reason = "a test that fails shall panic")]
+
+mod chat;
+mod client;
+mod completions;
+#[path = "../fake/mod.rs"]
+mod fake;
+mod lifecycle;
+mod probes;
+mod refusals;
