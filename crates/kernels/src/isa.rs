@@ -1,4 +1,15 @@
 //! Instruction-set tiers: found once, forced in tests.
+//!
+//! Most operations are one body of plain Rust that is compiled once per tier ([`Isa::run`]), with
+//! explicit fused multiply-adds and lane sums in a fixed order. So their results are the same bits
+//! on every tier.
+
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "isa/portable.rs"]
+mod tier;
+#[cfg(target_arch = "x86_64")]
+#[path = "isa/x86.rs"]
+mod tier;
 
 /// A tier of instructions. Each includes the ones before it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -11,27 +22,34 @@ pub enum Isa {
     Avx512,
 }
 
+/// A body to be compiled for each tier. `run` must be `#[inline(always)]`.
+pub(crate) trait Kernel {
+    fn run(self);
+}
+
 impl Isa {
     /// The best tier that this machine runs.
     pub fn detect() -> Isa {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512vbmi")
-                && is_x86_feature_detected!("avx512vnni");
-            let avx2 = is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c");
-            match (avx2, avx512) {
-                (true, true) => Isa::Avx512,
-                (true, false) => Isa::Avx2,
-                _ => Isa::Reference,
-            }
+        tier::detect()
+    }
+
+    /// All tiers that this machine runs, the reference first.
+    pub fn available() -> Vec<Isa> {
+        let all = [Isa::Reference, Isa::Avx2, Isa::Avx512];
+        all.into_iter().filter(|isa| *isa <= Isa::detect()).collect()
+    }
+
+    /// A short name: `reference`, `avx2`, `avx512`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Reference => "reference",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        Isa::Reference
+    }
+
+    /// Runs a kernel compiled for this tier, or for the best one that the machine has.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) {
+        tier::run(self.min(Isa::detect()), kernel);
     }
 }

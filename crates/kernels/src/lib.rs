@@ -4,11 +4,19 @@
 //! [`Ops`] is the seam: the CPU implements it here, a test device implements it over memory that
 //! the host cannot touch, a GPU will. A model calls nothing else. Does not know models or requests.
 
+mod attention;
+mod cpu;
 mod format;
+mod formats;
 mod isa;
+mod lanes;
+mod linear;
 mod ops;
+mod rows;
 
+pub use cpu::CpuOps;
 pub use format::Format;
+pub use formats::dequantize_row;
 pub use isa::Isa;
 pub use ops::{
     Activation, Attention, Batch, KvLayer, LinearPart, Matrix, OpError, Ops, RopeStyle, Span,

@@ -8,7 +8,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use pomona_device::{Device, DeviceError, View};
+use pomona_device::{Device, DeviceError, SharedBytes, View};
 
 use crate::Format;
 
@@ -38,7 +38,7 @@ pub struct WeightSource {
     /// Input features; a whole number of blocks.
     pub cols: usize,
     /// Keeps the bytes alive and yields them.
-    pub bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    pub bytes: SharedBytes,
     /// First byte of the matrix; `rows * format.row_bytes(cols)` bytes belong to it.
     pub offset: usize,
 }

@@ -1,0 +1,241 @@
+//! Causal attention over a paged cache.
+//!
+//! Work is cut into tiles: a few rows of one sequence, one KV head, and (when one row must keep all
+//! threads busy) one split of the past. A tile widens each block of keys and values to f32 once and
+//! uses it for all its rows and all query heads of the group, with an online softmax (Milakov and
+//! Gimelshein, 2018; Dao et al., FlashAttention, 2022).
+//!
+//! Exactness: a row's result is built from partial sums over splits of 256 positions, each built
+//! block by block, merged in order. Splits and blocks are cut at absolute positions, so the result
+//! does not depend on chunking, batch, tiles or threads.
+//!
+//! Within a cache block of one KV head, keys are `[head_dim, 16]` and values `[16, head_dim]`: then
+//! one multiply-add serves 16 keys.
+
+mod tile;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::{bf16, f16};
+use pomona_device::Pool;
+use pomona_types::BLOCK_TOKENS;
+
+use crate::Isa;
+use tile::{Merge, Partial, Tile};
+
+/// Positions in a block.
+pub(crate) const BLOCK: usize = BLOCK_TOKENS as usize;
+/// Positions in a split: where partial sums end.
+const SPLIT: usize = 256;
+/// Rows of a tile: how often a widened block is used per query head.
+const TILE_ROWS: usize = 16;
+
+/// A layer's keys or values as they lie in memory: `[blocks, kv_heads, 16 * head_dim]`.
+#[derive(Clone, Copy)]
+pub(crate) enum Cache<'a> {
+    F32(&'a [f32]),
+    F16(&'a [u16]),
+    BF16(&'a [u16]),
+}
+
+impl Cache<'_> {
+    /// Widens `out.len()` elements from `at`.
+    #[inline(always)]
+    fn widen(&self, at: usize, out: &mut [f32]) {
+        match self {
+            Cache::F32(x) => out.copy_from_slice(&x[at..][..out.len()]),
+            Cache::F16(x) => {
+                let bits = &x[at..][..out.len()];
+                bits.reinterpret_cast::<f16>().convert_to_f32_slice(out);
+            }
+            Cache::BF16(x) => {
+                for (o, bits) in out.iter_mut().zip(&x[at..]) {
+                    *o = f32::from_bits(u32::from(*bits) << 16);
+                }
+            }
+        }
+    }
+}
+
+/// The same, to be written.
+pub(crate) enum CacheMut<'a> {
+    F32(&'a mut [f32]),
+    F16(&'a mut [u16]),
+    BF16(&'a mut [u16]),
+}
+
+impl CacheMut<'_> {
+    /// Stores one head's row at `at`, elements `stride` apart.
+    pub(crate) fn store(&mut self, row: &[f32], at: usize, stride: usize) {
+        let places = (at..).step_by(stride);
+        match self {
+            CacheMut::F32(x) => places.zip(row).for_each(|(i, v)| x[i] = *v),
+            CacheMut::F16(x) => {
+                places.zip(row).for_each(|(i, v)| x[i] = f16::from_f32(*v).to_bits())
+            }
+            CacheMut::BF16(x) => {
+                places.zip(row).for_each(|(i, v)| x[i] = bf16::from_f32(*v).to_bits());
+            }
+        }
+    }
+}
+
+/// Shapes and inputs of one attention call.
+#[derive(Clone, Copy)]
+pub(crate) struct Problem<'a> {
+    /// `[tokens, heads, head_dim]`.
+    pub(crate) q: &'a [f32],
+    pub(crate) k: Cache<'a>,
+    pub(crate) v: Cache<'a>,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) scale: f32,
+    pub(crate) window: Option<u32>,
+    pub(crate) tables: &'a [u32],
+    pub(crate) spans: &'a [crate::Span],
+}
+
+/// A piece of work: rows of a span, a KV head, and one split or all.
+#[derive(Clone, Copy, Debug)]
+struct Item {
+    span: usize,
+    row: usize,
+    rows: usize,
+    kv_head: usize,
+    /// Which split, and where its partial result goes; `None` computes all and stores the output.
+    split: Option<(usize, usize)>,
+}
+
+/// Reused memory: work lists, partial results, one tile per worker.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    items: Vec<Item>,
+    partials: Vec<Mutex<Partial>>,
+    tiles: Vec<Mutex<Tile>>,
+}
+
+/// Where outputs go; tiles write disjoint rows and heads.
+#[derive(Clone, Copy)]
+struct Out(*mut f32);
+
+// SAFETY: each item stores its own rows and heads.
+unsafe impl Sync for Out {}
+// SAFETY: as above.
+unsafe impl Send for Out {}
+
+impl Problem<'_> {
+    /// First position that `position` sees.
+    fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |w| (position + 1).saturating_sub(w as usize))
+    }
+}
+
+/// Computes `out` (like `q`). Bounds of spans and tables are the caller's responsibility.
+pub(crate) fn attention(
+    pool: &Pool,
+    isa: Isa,
+    problem: &Problem<'_>,
+    work: &mut Workspace,
+    out: &mut [f32],
+) {
+    let partials = plan(problem, pool.threads(), &mut work.items);
+    work.partials.resize_with(partials.max(work.partials.len()), Mutex::default);
+    work.tiles.resize_with(pool.threads(), Mutex::default);
+    let (next, sink) = (AtomicUsize::new(0), Out(out.as_mut_ptr()));
+    let (items, partials, tiles) = (&work.items, &work.partials, &work.tiles);
+    let run = |worker: usize| {
+        let sink = &sink;
+        let mut tile = tiles[worker].lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            isa.run(tile::Run { problem, item: *item, tile: &mut tile });
+            match item.split {
+                None => {
+                    for row in 0..item.rows {
+                        let at = head_at(problem, item, row);
+                        let len = tile.group_len();
+                        // SAFETY: this item's own rows and heads, within `out`, which has q's size.
+                        let out = unsafe { std::slice::from_raw_parts_mut(sink.0.add(at), len) };
+                        out.copy_from_slice(tile.output(row));
+                    }
+                }
+                Some((_, slot)) => {
+                    let mut partial = partials[slot].lock().unwrap_or_else(PoisonError::into_inner);
+                    tile.swap_total(&mut partial);
+                }
+            }
+        }
+    };
+    if items.len() == 1 {
+        run(0)
+    } else {
+        pool.run(&run)
+    }
+    merge_splits(isa, problem, work, out);
+}
+
+/// Where a row's group of heads starts in `q` and `out`.
+fn head_at(problem: &Problem<'_>, item: &Item, row: usize) -> usize {
+    let group = problem.heads / problem.kv_heads;
+    let row = problem.spans[item.span].first_row as usize + item.row + row;
+    (row * problem.heads + item.kv_head * group) * problem.head_dim
+}
+
+/// Lists the work; returns the number of partial results.
+fn plan(problem: &Problem<'_>, threads: usize, items: &mut Vec<Item>) -> usize {
+    items.clear();
+    let tiles: usize = problem.spans.iter().map(|s| (s.rows as usize).div_ceil(TILE_ROWS)).sum();
+    // With work for all, splitting only adds merging.
+    let splitting = tiles * problem.kv_heads < 4 * threads && threads > 1;
+    let mut partials = 0;
+    for (span, s) in problem.spans.iter().enumerate() {
+        for row in (0..s.rows as usize).step_by(TILE_ROWS) {
+            let rows = TILE_ROWS.min(s.rows as usize - row);
+            let position = s.start as usize + row;
+            let first = problem.first_seen(position) / SPLIT;
+            let splits = first..(position + rows - 1) / SPLIT + 1;
+            for kv_head in 0..problem.kv_heads {
+                let item = Item { span, row, rows, kv_head, split: None };
+                if splitting && rows == 1 && splits.len() > 1 {
+                    for split in splits.clone() {
+                        items.push(Item { split: Some((split, partials)), ..item });
+                        partials += 1;
+                    }
+                } else {
+                    items.push(item);
+                }
+            }
+        }
+    }
+    partials
+}
+
+/// Adds up partial results in order of splits.
+fn merge_splits(isa: Isa, problem: &Problem<'_>, work: &mut Workspace, out: &mut [f32]) {
+    let Some(tile) = work.tiles.first_mut() else { return };
+    let tile = tile.get_mut().unwrap_or_else(PoisonError::into_inner);
+    let mut at = 0;
+    while at < work.items.len() {
+        let item = work.items[at];
+        let Some((_, first)) = item.split else {
+            at += 1;
+            continue;
+        };
+        let same = |i: &Item| (i.span, i.row, i.kv_head) == (item.span, item.row, item.kv_head);
+        let count = work.items[at..].iter().take_while(|i| same(i)).count();
+        tile.start(problem, &item);
+        for slot in first..first + count {
+            let part = work.partials[slot].get_mut().unwrap_or_else(PoisonError::into_inner);
+            isa.run(Merge { tile, part });
+        }
+        tile.finish();
+        let start = head_at(problem, &item, 0);
+        out[start..start + tile.group_len()].copy_from_slice(tile.output(0));
+        at += count;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+//! Attention against its definition in f64, and against itself under other cuts.
+
+use pomona_device::Pool;
+
+use super::*;
+use crate::Span;
+use crate::linear::tests::Dice;
+
+/// A sequence of `len` positions in shuffled blocks, all keys and values random.
+struct Scene {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    window: Option<u32>,
+    table: Vec<u32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Scene {
+    fn new(len: usize, (heads, kv_heads, head_dim): (usize, usize, usize)) -> Scene {
+        let mut dice = Dice(len as u64);
+        let blocks = len.div_ceil(BLOCK);
+        let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| dice.real() * 2.0).collect() };
+        let size = (blocks + 3) * kv_heads * BLOCK * head_dim;
+        let table = (0..blocks as u32).map(|b| (b * 7 + 3) % (blocks as u32 + 3)).collect();
+        let (q, k, v) = (random(len * heads * head_dim), random(size), random(size));
+        Scene { heads, kv_heads, head_dim, window: None, table, q, k, v }
+    }
+
+    fn problem<'a>(&'a self, q: &'a [f32], spans: &'a [Span]) -> Problem<'a> {
+        Problem {
+            q,
+            k: Cache::F32(&self.k),
+            v: Cache::F32(&self.v),
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            scale: 0.3,
+            window: self.window,
+            tables: &self.table,
+            spans,
+        }
+    }
+
+    /// Rows `start..start + rows` of the sequence as one span.
+    fn run(&self, isa: Isa, threads: usize, start: usize, rows: usize) -> Vec<f32> {
+        let width = self.heads * self.head_dim;
+        let span = Span {
+            first_row: 0,
+            rows: rows as u32,
+            start: start as u32,
+            table: 0,
+            table_len: self.table.len() as u32,
+        };
+        let q = &self.q[start * width..][..rows * width];
+        let mut out = vec![0.0; q.len()];
+        let spans = [span];
+        let problem = self.problem(q, &spans);
+        attention(&Pool::new(threads), isa, &problem, &mut Workspace::default(), &mut out);
+        out
+    }
+
+    fn key(&self, position: usize, head: usize, i: usize) -> f64 {
+        let block = self.table[position / BLOCK] as usize * self.kv_heads + head;
+        self.k[(block * self.head_dim + i) * BLOCK + position % BLOCK].into()
+    }
+
+    fn value(&self, position: usize, head: usize, i: usize) -> f64 {
+        let block = self.table[position / BLOCK] as usize * self.kv_heads + head;
+        self.v[(block * BLOCK + position % BLOCK) * self.head_dim + i].into()
+    }
+
+    /// The definition, for one row and head.
+    fn defined(&self, position: usize, head: usize) -> Vec<f64> {
+        let kv = head / (self.heads / self.kv_heads);
+        let q = &self.q[(position * self.heads + head) * self.head_dim..][..self.head_dim];
+        let first = self.window.map_or(0, |w| (position + 1).saturating_sub(w as usize));
+        let score = |p: usize| -> f64 {
+            let dot: f64 = (0..self.head_dim).map(|i| f64::from(q[i]) * self.key(p, kv, i)).sum();
+            dot * 0.3
+        };
+        let scores: Vec<f64> = (first..=position).map(score).collect();
+        let max = scores.iter().copied().fold(f64::MIN, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        let value = |i: usize| {
+            let terms = weights.iter().enumerate().map(|(n, w)| w * self.value(first + n, kv, i));
+            terms.sum::<f64>() / sum
+        };
+        (0..self.head_dim).map(value).collect()
+    }
+}
+
+#[test]
+fn every_tier_agrees_with_the_definition() {
+    for shape in [(4, 2, 16), (3, 1, 20), (2, 2, 64), (9, 3, 8)] {
+        for window in [None, Some(1), Some(17), Some(300)] {
+            let scene = Scene { window, ..Scene::new(530, shape) };
+            for isa in Isa::available() {
+                for (start, rows) in [(0, 1), (0, 40), (15, 2), (250, 30), (529, 1)] {
+                    let found = scene.run(isa, 2, start, rows);
+                    let heads = found.chunks_exact(shape.2).enumerate();
+                    for (i, head) in heads.step_by(7) {
+                        let expected = scene.defined(start + i / shape.0, i % shape.0);
+                        for (f, e) in head.iter().zip(expected) {
+                            assert!(
+                                (f64::from(*f) - e).abs() < 1e-5,
+                                "{shape:?} {window:?} {isa:?}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn results_are_the_same_bits_however_the_work_is_cut() {
+    let shape = (6, 2, 32);
+    let scene = Scene { window: Some(290), ..Scene::new(700, shape) };
+    let whole = scene.run(Isa::Reference, 1, 0, 700);
+    let width = shape.0 * shape.2;
+    for isa in Isa::available() {
+        for (threads, chunk) in [(1, 1), (2, 1), (3, 1), (2, 33), (4, 256)] {
+            for start in (0..700).step_by(chunk).step_by(if chunk == 1 { 97 } else { 1 }) {
+                let rows = chunk.min(700 - start);
+                let found = scene.run(isa, threads, start, rows);
+                assert_eq!(found, whole[start * width..][..rows * width], "{isa:?} {start}+{rows}");
+            }
+        }
+    }
+}
+
+#[test]
+fn several_sequences_share_a_call() {
+    let shape = (4, 2, 16);
+    let scene = Scene::new(100, shape);
+    let width = 64;
+    let alone = [scene.run(Isa::detect(), 1, 40, 3), scene.run(Isa::detect(), 1, 99, 1)];
+    let span = |first_row, rows, start| Span { first_row, rows, start, table: 0, table_len: 7 };
+    let spans = [span(1, 3, 40), span(4, 1, 99)];
+    let mut q = vec![0.0; 6 * width];
+    q[width..4 * width].copy_from_slice(&scene.q[40 * width..43 * width]);
+    q[4 * width..5 * width].copy_from_slice(&scene.q[99 * width..]);
+    let mut out = vec![7.0; 6 * width];
+    let problem = scene.problem(&q, &spans);
+    attention(&Pool::new(2), Isa::detect(), &problem, &mut Workspace::default(), &mut out);
+    assert_eq!(out[width..4 * width], alone[0]);
+    assert_eq!(out[4 * width..5 * width], alone[1]);
+    assert!(out[..width].iter().chain(&out[5 * width..]).all(|v| *v == 7.0), "rows outside spans");
+}
+
+#[test]
+fn half_precision_caches_are_the_rounded_numbers() {
+    let scene = Scene::new(64, (2, 1, 16));
+    let to16 = |x: &[f32]| x.iter().map(|v| f16::from_f32(*v).to_bits()).collect::<Vec<_>>();
+    let round = |x: &[f32]| x.iter().map(|v| f16::from_f32(*v).to_f32()).collect::<Vec<_>>();
+    let (k16, v16) = (to16(&scene.k), to16(&scene.v));
+    let rounded = Scene { k: round(&scene.k), v: round(&scene.v), ..Scene::new(64, (2, 1, 16)) };
+    let expected = rounded.run(Isa::detect(), 1, 0, 64);
+    let spans = [Span { first_row: 0, rows: 64, start: 0, table: 0, table_len: 4 }];
+    let mut problem = scene.problem(&scene.q, &spans);
+    (problem.k, problem.v) = (Cache::F16(&k16), Cache::F16(&v16));
+    let mut out = vec![0.0; scene.q.len()];
+    attention(&Pool::new(1), Isa::detect(), &problem, &mut Workspace::default(), &mut out);
+    assert_eq!(out, expected);
+}

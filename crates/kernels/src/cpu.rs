@@ -1,0 +1,516 @@
+//! [`Ops`] on memory that the host's instructions can reach.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pomona_device::{
+    Access, Buffer, DType, Device, DeviceError, HostDevice, HostMemory, Pool, View, split,
+};
+
+use crate::attention::{self, BLOCK, Cache, CacheMut, Problem, Workspace};
+use crate::formats::dequantize_row;
+use crate::linear::{Activations, Part, linear};
+use crate::rows::{Glu, RmsNorm, Rope};
+use crate::{
+    Activation, Attention, Isa, KvLayer, LinearPart, Matrix, OpError, Ops, RopeStyle, WeightSource,
+    Write,
+};
+
+/// Elements from which an operation on rows is worth a join.
+const JOIN_ELEMENTS: usize = 32 * 1024;
+
+/// The CPU's operations, over the host's memory or over a test device that behaves like a foreign
+/// one.
+pub struct CpuOps {
+    memory: Arc<dyn HostMemory>,
+    device: Arc<dyn Device>,
+    pool: Pool,
+    isa: Isa,
+    scratch: Mutex<Scratch>,
+}
+
+#[derive(Default)]
+struct Scratch {
+    activations: Activations,
+    attention: Workspace,
+}
+
+/// What a [`Matrix`] is on the CPU: its bytes as stored.
+struct Stored(Buffer);
+
+impl CpuOps {
+    /// Operations over `memory`, with at most the instructions that the machine has.
+    pub fn new(memory: Arc<dyn HostMemory>, pool: Pool, isa: Isa) -> CpuOps {
+        let device: Arc<dyn Device> = memory.clone();
+        let isa = isa.min(Isa::detect());
+        CpuOps { memory, device, pool, isa, scratch: Mutex::default() }
+    }
+
+    /// Operations over the host's memory with the machine's best instructions.
+    pub fn detect(threads: usize) -> CpuOps {
+        CpuOps::new(Arc::new(HostDevice::new()), Pool::new(threads), Isa::detect())
+    }
+
+    /// The instruction tier in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Runs `each(range of rows)` over `rows` rows of `width` elements, in a join if it is worth
+    /// one.
+    fn by_rows(&self, rows: usize, width: usize, each: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
+        if rows * width < JOIN_ELEMENTS {
+            return each(0..rows);
+        }
+        let threads = self.pool.threads();
+        self.pool.run(&|worker| each(split(rows, 1, threads, worker)));
+    }
+}
+
+/// Checks a condition on shapes; the text is made only when it fails.
+fn ensure(
+    holds: bool,
+    operation: &'static str,
+    why: impl FnOnce() -> String,
+) -> Result<(), OpError> {
+    if holds { Ok(()) } else { Err(OpError::Shape { operation, why: why() }) }
+}
+
+/// The length of the last axis, the product of the others.
+fn rows_of(view: &View) -> (usize, usize) {
+    let shape = view.shape();
+    let last = shape[shape.len() - 1];
+    (shape[..shape.len() - 1].iter().product(), last)
+}
+
+fn apart(operation: &'static str, out: &View, inputs: &[&View]) -> Result<(), OpError> {
+    let clash = inputs.iter().any(|i| out.overlaps(i));
+    ensure(!clash, operation, || "the output overlaps an input".to_owned())
+}
+
+/// A view that workers write by rows, each its own.
+#[derive(Clone, Copy)]
+struct RowsMut {
+    at: *mut f32,
+    rows: usize,
+    width: usize,
+}
+
+// SAFETY: `rows()` is called with disjoint ranges by its users.
+unsafe impl Sync for RowsMut {}
+// SAFETY: as above.
+unsafe impl Send for RowsMut {}
+
+impl RowsMut {
+    fn new(out: &mut [f32], width: usize) -> RowsMut {
+        RowsMut { at: out.as_mut_ptr(), rows: out.len() / width.max(1), width }
+    }
+
+    /// # Safety
+    /// Ranges that are alive at the same time are disjoint, and the slice that this was made from
+    /// is not used meanwhile.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn rows(&self, range: std::ops::Range<usize>) -> &mut [f32] {
+        assert!(range.start <= range.end && range.end <= self.rows);
+        // SAFETY: in bounds by the assertion; disjoint by contract.
+        unsafe {
+            let start = self.at.add(range.start * self.width);
+            std::slice::from_raw_parts_mut(start, range.len() * self.width)
+        }
+    }
+}
+
+impl Ops for CpuOps {
+    fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    fn matrix(&self, source: &WeightSource) -> Result<Matrix, OpError> {
+        let WeightSource { format, rows, cols, .. } = *source;
+        let bytes = format.row_bytes(cols).and_then(|r| r.checked_mul(rows));
+        let bytes = bytes.filter(|b| *b > 0).ok_or_else(|| OpError::Shape {
+            operation: "matrix",
+            why: format!("{format:?} has no matrix of {rows} rows and {cols} columns"),
+        })?;
+        let buffer = self.device.import(&source.bytes, source.offset, bytes)?;
+        Ok(Matrix { format, rows, cols, storage: Arc::new(Stored(buffer)) })
+    }
+
+    fn embed(&self, table: &Matrix, tokens: &View, scale: f32, out: &View) -> Result<(), OpError> {
+        let (rows, width) = rows_of(out);
+        ensure(width == table.cols && tokens.elements() == rows, "embed", || {
+            format!("{:?} from {} columns and {:?}", out.shape(), table.cols, tokens.shape())
+        })?;
+        apart("embed", out, &[tokens])?;
+        let access = self.memory.enter();
+        let bytes = stored(table)?;
+        // SAFETY: `out` overlaps neither input (weights are read-only or another allocation).
+        let (weights, tokens, out) = unsafe {
+            (access.read::<u8>(&bytes)?, access.read::<u32>(tokens)?, access.write::<f32>(out)?)
+        };
+        let row_bytes = weights.len() / table.rows;
+        for (token, out) in tokens.iter().zip(out.chunks_exact_mut(width)) {
+            let token = *token as usize;
+            ensure(token < table.rows, "embed", || {
+                format!("token {token} of a vocabulary of {}", table.rows)
+            })?;
+            dequantize_row(table.format, &weights[token * row_bytes..][..row_bytes], out);
+            if scale != 1.0 {
+                out.iter_mut().for_each(|o| *o *= scale);
+            }
+        }
+        Ok(())
+    }
+
+    fn rms_norm(
+        &self,
+        x: &View,
+        weight: &View,
+        eps: f32,
+        write: Write,
+        out: &View,
+    ) -> Result<(), OpError> {
+        let (rows, width) = rows_of(x);
+        let fits = out.shape() == x.shape() && weight.elements() == width && width > 0;
+        ensure(fits, "rms_norm", || format!("{:?} by {:?}", x.shape(), weight.shape()))?;
+        apart("rms_norm", out, &[weight])?;
+        let same = (x.offset(), x.buffer().base()) == (out.offset(), out.buffer().base());
+        let in_place = same && write == Write::Set;
+        if !in_place {
+            apart("rms_norm", out, &[x])?;
+        }
+        let access = self.memory.enter();
+        // SAFETY: `out` overlaps neither input, or is the input and `x` is not read.
+        let (x, weight, out) = unsafe {
+            let x = if in_place { None } else { Some(access.read::<f32>(x)?) };
+            (x, access.read::<f32>(weight)?, access.write::<f32>(out)?)
+        };
+        let out = RowsMut::new(out, width);
+        self.by_rows(rows, width, &|range| {
+            let x = x.map(|x| &x[range.start * width..range.end * width]);
+            // SAFETY: workers have disjoint ranges.
+            let out = unsafe { out.rows(range) };
+            self.isa.run(RmsNorm { x, weight, eps, write, out });
+        });
+        Ok(())
+    }
+
+    fn linear(&self, x: &View, parts: &[LinearPart<'_>], write: Write) -> Result<(), OpError> {
+        let (tokens, cols) = rows_of(x);
+        for (i, part) in parts.iter().enumerate() {
+            let weight = part.weight;
+            let fits = weight.cols == cols
+                && part.out.elements() == tokens * weight.rows
+                && part.bias.is_none_or(|b| b.elements() == weight.rows);
+            ensure(fits && cols > 0, "linear", || {
+                let (x, out) = (x.shape(), part.out.shape());
+                format!("{x:?} by [{}, {}] into {out:?}", weight.rows, weight.cols)
+            })?;
+            apart("linear", part.out, &[x])?;
+            parts[..i].iter().try_for_each(|p| apart("linear", part.out, &[p.out]))?;
+            part.bias.map_or(Ok(()), |bias| apart("linear", part.out, &[bias]))?;
+        }
+        let access = self.memory.enter();
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes: Vec<View> = parts.iter().map(|p| stored(p.weight)).collect::<Result<_, _>>()?;
+        // SAFETY: no output overlaps the input, a bias, or another output; weights are their own
+        // buffers, which no view but `stored` refers to.
+        let (x, mut parts) = unsafe {
+            let parts = parts
+                .iter()
+                .zip(&bytes)
+                .map(|(part, bytes)| {
+                    Ok(Part {
+                        format: part.weight.format,
+                        weight: access.read::<u8>(bytes)?,
+                        rows: part.weight.rows,
+                        bias: part.bias.map(|b| access.read::<f32>(b)).transpose()?,
+                        out: access.write::<f32>(part.out)?,
+                    })
+                })
+                .collect::<Result<Vec<_>, DeviceError>>()?;
+            (access.read::<f32>(x)?, parts)
+        };
+        let how = (write, &mut scratch.activations);
+        linear(&self.pool, self.isa, x, cols, &mut parts, how);
+        Ok(())
+    }
+
+    fn rope_table(
+        &self,
+        positions: &View,
+        inv_freq: &View,
+        scale: f32,
+        out: &View,
+    ) -> Result<(), OpError> {
+        let pairs = inv_freq.elements();
+        let fits = out.elements() == positions.elements() * pairs * 2 && pairs > 0;
+        ensure(fits, "rope_table", || {
+            format!("{:?} for {:?} and {pairs} pairs", out.shape(), positions.shape())
+        })?;
+        apart("rope_table", out, &[positions, inv_freq])?;
+        let access = self.memory.enter();
+        // SAFETY: `out` overlaps neither input.
+        let (positions, inv_freq, out) = unsafe {
+            (
+                access.read::<u32>(positions)?,
+                access.read::<f32>(inv_freq)?,
+                access.write::<f32>(out)?,
+            )
+        };
+        let width = 2 * pairs;
+        let out = RowsMut::new(out, width);
+        self.by_rows(positions.len(), width, &|range| {
+            // SAFETY: workers have disjoint ranges.
+            let out = unsafe { out.rows(range.clone()) };
+            for (position, out) in positions[range].iter().zip(out.chunks_exact_mut(width)) {
+                for (f, pair) in inv_freq.iter().zip(out.as_chunks_mut::<2>().0) {
+                    let (sin, cos) = (*position as f32 * f).sin_cos();
+                    *pair = [cos * scale, sin * scale];
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn rope(
+        &self,
+        x: &View,
+        norm: Option<(&View, f32)>,
+        table: &View,
+        style: RopeStyle,
+    ) -> Result<(), OpError> {
+        let shape = x.shape();
+        ensure(shape.len() == 3, "rope", || format!("{shape:?} is not [tokens, heads, dim]"))?;
+        let (tokens, heads, head_dim) = (shape[0], shape[1], shape[2]);
+        if x.elements() == 0 {
+            return Ok(());
+        }
+        let rotated = table.elements() / tokens;
+        let fits = table.elements() == tokens * rotated
+            && rotated <= head_dim
+            && rotated.is_multiple_of(2)
+            && rotated > 0
+            && norm.is_none_or(|(w, _)| w.elements() == head_dim);
+        ensure(fits, "rope", || format!("{shape:?} by a table of {:?}", table.shape()))?;
+        apart("rope", x, &[table])?;
+        norm.map_or(Ok(()), |(w, _)| apart("rope", x, &[w]))?;
+        let access = self.memory.enter();
+        // SAFETY: `x` overlaps neither the table nor the weight.
+        let (x, norm, table) = unsafe {
+            let norm = norm.map(|(w, eps)| Ok::<_, DeviceError>((access.read::<f32>(w)?, eps)));
+            (access.write::<f32>(x)?, norm.transpose()?, access.read::<f32>(table)?)
+        };
+        let width = heads * head_dim;
+        let x = RowsMut::new(x, width);
+        self.by_rows(tokens, width, &|range| {
+            let (tokens, table) = (range.len(), &table[range.start * rotated..range.end * rotated]);
+            if tokens > 0 {
+                // SAFETY: workers have disjoint ranges.
+                let x = unsafe { x.rows(range) };
+                self.isa.run(Rope { x, head_dim, norm, table, tokens, style });
+            }
+        });
+        Ok(())
+    }
+
+    fn kv_write(&self, k: &View, v: &View, slots: &View, layer: &KvLayer) -> Result<(), OpError> {
+        let [blocks, heads, head_dim] = kv_shape("kv_write", layer)?;
+        let tokens = slots.elements();
+        let fits = k.elements() == tokens * heads * head_dim && v.elements() == k.elements();
+        ensure(fits, "kv_write", || format!("{:?} into {:?}", k.shape(), layer.k.shape()))?;
+        for cache in [&layer.k, &layer.v] {
+            apart("kv_write", cache, &[k, v, slots])?;
+        }
+        let access = self.memory.enter();
+        // SAFETY: the caches overlap none of the inputs.
+        let (k, v, slots) =
+            unsafe { (access.read::<f32>(k)?, access.read::<f32>(v)?, access.read::<u32>(slots)?) };
+        let outside = slots.iter().find(|s| **s as usize >= blocks * BLOCK);
+        ensure(outside.is_none(), "kv_write", || format!("slot {outside:?} of {blocks} blocks"))?;
+        // SAFETY: keys and values are written one after the other, and overlap no input.
+        let mut keys = unsafe { cache_mut(&access, &layer.k)? };
+        for (slot, row) in slots.iter().zip(k.chunks_exact(heads * head_dim)) {
+            let (block, offset) = (*slot as usize / BLOCK, *slot as usize % BLOCK);
+            for (head, row) in row.chunks_exact(head_dim).enumerate() {
+                keys.store(row, (block * heads + head) * BLOCK * head_dim + offset, BLOCK);
+            }
+        }
+        // SAFETY: as above; `keys` is not used any more.
+        let mut values = unsafe { cache_mut(&access, &layer.v)? };
+        for (slot, row) in slots.iter().zip(v.chunks_exact(heads * head_dim)) {
+            let (block, offset) = (*slot as usize / BLOCK, *slot as usize % BLOCK);
+            for (head, row) in row.chunks_exact(head_dim).enumerate() {
+                values.store(row, ((block * heads + head) * BLOCK + offset) * head_dim, 1);
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        q: &View,
+        layer: &KvLayer,
+        how: &Attention<'_>,
+        out: &View,
+    ) -> Result<(), OpError> {
+        let [blocks, kv_heads, head_dim] = kv_shape("attention", layer)?;
+        let shape = q.shape();
+        let fits = shape.len() == 3
+            && shape[2] == head_dim
+            && shape[1].is_multiple_of(kv_heads)
+            && out.shape() == shape;
+        ensure(fits, "attention", || format!("{shape:?} over {:?}", layer.k.shape()))?;
+        check_spans(how, shape[0], blocks)?;
+        apart("attention", out, &[q, &layer.k, &layer.v])?;
+        let access = self.memory.enter();
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: `out` overlaps none of the inputs.
+        let (q, k, v, out) = unsafe {
+            (
+                access.read::<f32>(q)?,
+                cache(&access, &layer.k)?,
+                cache(&access, &layer.v)?,
+                access.write::<f32>(out)?,
+            )
+        };
+        let problem = Problem {
+            q,
+            k,
+            v,
+            heads: shape[1],
+            kv_heads,
+            head_dim,
+            scale: how.scale,
+            window: how.window,
+            tables: how.tables,
+            spans: how.spans,
+        };
+        attention::attention(&self.pool, self.isa, &problem, &mut scratch.attention, out);
+        Ok(())
+    }
+
+    fn glu(
+        &self,
+        gate: &View,
+        up: &View,
+        activation: Activation,
+        out: &View,
+    ) -> Result<(), OpError> {
+        let (rows, width) = rows_of(gate);
+        let fits = gate.shape() == up.shape() && gate.shape() == out.shape();
+        ensure(fits, "glu", || format!("{:?} and {:?}", gate.shape(), up.shape()))?;
+        apart("glu", out, &[up])?;
+        let same = (gate.offset(), gate.buffer().base()) == (out.offset(), out.buffer().base());
+        if !same {
+            apart("glu", out, &[gate])?;
+        }
+        let access = self.memory.enter();
+        // SAFETY: `out` overlaps neither input, or is the gate, which is then not read.
+        let (gate, up, out) = unsafe {
+            let gate = if same { None } else { Some(access.read::<f32>(gate)?) };
+            (gate, access.read::<f32>(up)?, access.write::<f32>(out)?)
+        };
+        let out = RowsMut::new(out, width);
+        self.by_rows(rows, width, &|range| {
+            let elements = range.start * width..range.end * width;
+            // SAFETY: workers have disjoint ranges.
+            let out = unsafe { out.rows(range) };
+            if let Some(gate) = gate {
+                out.copy_from_slice(&gate[elements.clone()]);
+            }
+            self.isa.run(Glu { up: &up[elements], activation, out });
+        });
+        Ok(())
+    }
+
+    fn gather(&self, x: &View, rows: &View, out: &View) -> Result<(), OpError> {
+        let (count, width) = rows_of(x);
+        ensure(out.elements() == rows.elements() * width, "gather", || {
+            format!("{:?} rows of {:?} into {:?}", rows.shape(), x.shape(), out.shape())
+        })?;
+        apart("gather", out, &[x, rows])?;
+        let access = self.memory.enter();
+        // SAFETY: `out` overlaps neither input.
+        let (x, rows, out) = unsafe {
+            (access.read::<f32>(x)?, access.read::<u32>(rows)?, access.write::<f32>(out)?)
+        };
+        for (row, out) in rows.iter().zip(out.chunks_exact_mut(width.max(1))) {
+            let row = *row as usize;
+            ensure(row < count, "gather", || format!("row {row} of {count}"))?;
+            out.copy_from_slice(&x[row * width..][..width]);
+        }
+        Ok(())
+    }
+}
+
+/// A matrix's bytes.
+fn stored(matrix: &Matrix) -> Result<View, OpError> {
+    let buffer = matrix.storage.downcast_ref::<Stored>().ok_or_else(|| OpError::Shape {
+        operation: "matrix",
+        why: "it was made by another backend".to_owned(),
+    })?;
+    Ok(View::new(buffer.0.clone(), 0, DType::U8, &[buffer.0.bytes()])?)
+}
+
+/// `[blocks, kv_heads, head_dim]` of a layer's cache.
+fn kv_shape(operation: &'static str, layer: &KvLayer) -> Result<[usize; 3], OpError> {
+    let shape = layer.k.shape();
+    let fits = shape.len() == 4
+        && shape[2] == BLOCK
+        && shape.iter().all(|n| *n > 0)
+        && layer.v.shape() == shape
+        && layer.v.dtype() == layer.k.dtype();
+    ensure(fits, operation, || {
+        format!("a cache of {shape:?} is not [blocks, kv_heads, {BLOCK}, head_dim]")
+    })?;
+    apart(operation, &layer.k, &[&layer.v])?;
+    Ok([shape[0], shape[1], shape[3]])
+}
+
+fn check_spans(how: &Attention<'_>, rows: usize, blocks: usize) -> Result<(), OpError> {
+    let mut next = 0;
+    for span in how.spans {
+        let end = span.start as usize + span.rows as usize;
+        let table = how.tables.get(span.table as usize..).unwrap_or_default();
+        let table = table.get(..span.table_len as usize).unwrap_or_default();
+        let seen = how.window.map_or(0, |w| (span.start + 1).saturating_sub(w)) as usize / BLOCK;
+        let used = table.get(seen..end.div_ceil(BLOCK));
+        let fits = span.first_row as usize >= next
+            && span.rows > 0
+            && used.is_some_and(|used| used.iter().all(|b| (*b as usize) < blocks));
+        ensure(fits, "attention", || format!("{span:?} over {blocks} blocks: {table:?}"))?;
+        next = span.first_row as usize + span.rows as usize;
+    }
+    ensure(next <= rows, "attention", || format!("spans reach row {next} of {rows}"))
+}
+
+/// # Safety
+/// As for [`Access::read`].
+unsafe fn cache<'a>(access: &'a Access<'_>, view: &View) -> Result<Cache<'a>, OpError> {
+    // SAFETY: the caller's contract.
+    unsafe {
+        Ok(match view.dtype() {
+            DType::F16 => Cache::F16(access.read::<u16>(view)?),
+            DType::BF16 => Cache::BF16(access.read::<u16>(view)?),
+            _ => Cache::F32(access.read::<f32>(view)?),
+        })
+    }
+}
+
+/// # Safety
+/// As for [`Access::write`].
+unsafe fn cache_mut<'a>(access: &'a Access<'_>, view: &View) -> Result<CacheMut<'a>, OpError> {
+    // SAFETY: the caller's contract.
+    unsafe {
+        Ok(match view.dtype() {
+            DType::F16 => CacheMut::F16(access.write::<u16>(view)?),
+            DType::BF16 => CacheMut::BF16(access.write::<u16>(view)?),
+            _ => CacheMut::F32(access.write::<f32>(view)?),
+        })
+    }
+}

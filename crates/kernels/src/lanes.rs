@@ -1,0 +1,84 @@
+//! Sixteen lanes of f32: the width in which sums are kept, the same on every tier, and the
+//! functions that must give the same bits everywhere.
+
+/// Lanes of a sum.
+pub(crate) const LANES: usize = 16;
+
+/// Adds up lanes in a fixed order: halves onto each other.
+#[inline(always)]
+pub(crate) fn sum(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// `lanes[i] += a[i] * b[i]`, fused.
+#[inline(always)]
+pub(crate) fn multiply_add(lanes: &mut [f32; LANES], a: &[f32; LANES], b: &[f32; LANES]) {
+    for i in 0..LANES {
+        lanes[i] = a[i].mul_add(b[i], lanes[i]);
+    }
+}
+
+/// Sum of squares.
+#[inline(always)]
+pub(crate) fn sum_of_squares(x: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        multiply_add(&mut lanes, chunk, chunk);
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane = value.mul_add(*value, *lane);
+    }
+    sum(lanes)
+}
+
+/// `exp(x)`, relative error below 3e-7 for -87 <= x <= 88; 0 below, infinite above, NaN for NaN.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    // exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln 2 / 2, exp(r) by its Taylor series.
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let clamped = x.clamp(-87.0, 88.0);
+    let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, clamped));
+    let mut p = 1.0f32 / 5040.0;
+    for c in [1.0f32 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = p.mul_add(r, c);
+    }
+    // NaN converts to 0; the polynomial carries it on.
+    let n = n as i32;
+    let scale = f32::from_bits(((n.wrapping_add(127)) as u32) << 23);
+    let value = p * scale;
+    let value = if x < -87.0 { 0.0 } else { value };
+    if x > 88.0 { f32::INFINITY } else { value }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_agrees_with_the_library() {
+        for i in -87_000..=88_000 {
+            let x = i as f32 / 1000.0;
+            let expected = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - expected).abs() / expected;
+            assert!(error < 3e-7, "exp({x}): relative error {error}");
+        }
+        assert_eq!((exp(-1e9), exp(1e9), exp(0.0)), (0.0, f32::INFINITY, 1.0));
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn sums_are_right() {
+        let x: Vec<f32> = (0..37).map(|i| i as f32).collect();
+        assert_eq!(sum_of_squares(&x), (0..37).map(|i| (i * i) as f32).sum());
+    }
+}

@@ -1,0 +1,164 @@
+//! Every tier against plain arithmetic on dequantised weights, and against each other bit by bit.
+
+use pomona_device::Pool;
+
+use super::{Activations, Part, linear};
+use crate::formats::dequantize_row;
+use crate::{Format, Isa, Write};
+
+/// SplitMix64.
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in -1..1.
+    pub(crate) fn real(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+/// Random bytes of a format whose scales are sane numbers.
+pub(crate) fn random_weights(format: Format, rows: usize, cols: usize, dice: &mut Dice) -> Vec<u8> {
+    let bytes = rows * format.row_bytes(cols).unwrap();
+    let mut data: Vec<u8> = (0..bytes).map(|_| dice.next() as u8).collect();
+    let half = |dice: &mut Dice| half::f16::from_f32(dice.real() * 0.01).to_le_bytes();
+    let halves: &[usize] = match format {
+        Format::F32 => {
+            for word in data.as_chunks_mut::<4>().0 {
+                *word = dice.real().to_le_bytes();
+            }
+            &[]
+        }
+        Format::BF16 => {
+            for word in data.as_chunks_mut::<2>().0 {
+                *word = half::bf16::from_f32(dice.real()).to_le_bytes();
+            }
+            &[]
+        }
+        Format::F16 => &[0],
+        Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => &[0],
+        Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => &[0, 2],
+        Format::Q6_K => &[208],
+    };
+    for block in data.chunks_exact_mut(format.block_bytes()) {
+        for at in halves {
+            block[*at..at + 2].copy_from_slice(&half(dice));
+        }
+    }
+    data
+}
+
+fn run(
+    isa: Isa,
+    threads: usize,
+    format: Format,
+    weight: &[u8],
+    x: &[f32],
+    cols: usize,
+) -> Vec<f32> {
+    let rows = weight.len() / format.row_bytes(cols).unwrap();
+    let mut out = vec![0.0; x.len() / cols * rows];
+    let mut parts = [Part { format, weight, rows, bias: None, out: &mut out }];
+    let how = (Write::Set, &mut Activations::default());
+    linear(&Pool::new(threads), isa, x, cols, &mut parts, how);
+    out
+}
+
+#[test]
+fn every_tier_and_format_is_close_to_exact_arithmetic_and_equal_to_the_reference() {
+    let mut dice = Dice(1);
+    for format in Format::ALL {
+        for (rows, cols, tokens) in
+            [(1, 256, 1), (3, 512, 2), (17, 256, 3), (5, 768, 5), (33, 256, 17), (7, 256, 9)]
+        {
+            // Formats with blocks of 32 also take half a chunk.
+            let cols = if format.block_len() == 32 { cols + 32 } else { cols };
+            let cols = if format.block_len() == 1 { cols + 7 } else { cols };
+            let weight = random_weights(format, rows, cols, &mut dice);
+            let x: Vec<f32> = (0..tokens * cols).map(|_| dice.real()).collect();
+            let reference = run(Isa::Reference, 1, format, &weight, &x, cols);
+            let mut row = vec![0.0; cols];
+            for r in 0..rows {
+                let row_bytes = weight.len() / rows;
+                dequantize_row(format, &weight[r * row_bytes..][..row_bytes], &mut row);
+                for t in 0..tokens {
+                    let products = row.iter().zip(&x[t * cols..]);
+                    let products = products.map(|(a, b)| f64::from(*a) * f64::from(*b));
+                    let (sum, size) = products.fold((0.0, 0.0), |(s, n), p| (s + p, n + p.abs()));
+                    let error = (f64::from(reference[t * rows + r]) - sum).abs();
+                    let bound = if format.block_len() == 1 { 2e-6 } else { 1e-4 } * size;
+                    assert!(error <= bound, "{format:?} {rows}x{cols}: {error} of {size}");
+                }
+            }
+            for isa in Isa::available() {
+                for threads in [1, 3] {
+                    let found = run(isa, threads, format, &weight, &x, cols);
+                    assert_eq!(found, reference, "{format:?} {isa:?}, {threads} threads");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_token_does_not_depend_on_its_neighbours() {
+    let mut dice = Dice(2);
+    for format in Format::ALL {
+        let (rows, cols, tokens) = (40, 512, 21);
+        let weight = random_weights(format, rows, cols, &mut dice);
+        let x: Vec<f32> = (0..tokens * cols).map(|_| dice.real()).collect();
+        for isa in Isa::available() {
+            let together = run(isa, 2, format, &weight, &x, cols);
+            for t in 0..tokens {
+                let alone = run(isa, 1, format, &weight, &x[t * cols..][..cols], cols);
+                assert_eq!(alone, together[t * rows..][..rows], "{format:?} {isa:?} token {t}");
+            }
+        }
+    }
+}
+
+#[test]
+fn strange_numbers_do_no_harm() {
+    for format in Format::ALL {
+        let cols = 256;
+        let weight = vec![0xff; 2 * format.row_bytes(cols).unwrap()];
+        let mut x = vec![1.0; cols];
+        (x[0], x[40], x[80]) = (f32::NAN, f32::INFINITY, f32::MIN_POSITIVE / 4.0);
+        for isa in Isa::available() {
+            run(isa, 2, format, &weight, &x, cols);
+        }
+    }
+}
+
+#[test]
+fn several_parts_share_a_join_and_bias_and_addition_apply_once() {
+    let mut dice = Dice(3);
+    let cols = 64;
+    let (a, b) = (
+        random_weights(Format::Q8_0, 20, cols, &mut dice),
+        random_weights(Format::F32, 30, cols, &mut dice),
+    );
+    let x: Vec<f32> = (0..2 * cols).map(|_| dice.real()).collect();
+    let bias: Vec<f32> = (0..30).map(|i| i as f32).collect();
+    for isa in Isa::available() {
+        let (alone_a, alone_b) =
+            (run(isa, 1, Format::Q8_0, &a, &x, cols), run(isa, 1, Format::F32, &b, &x, cols));
+        let (mut out_a, mut out_b) = (vec![1.0; 40], vec![2.0; 60]);
+        let mut parts = [
+            Part { format: Format::Q8_0, weight: &a, rows: 20, bias: None, out: &mut out_a },
+            Part { format: Format::F32, weight: &b, rows: 30, bias: Some(&bias), out: &mut out_b },
+        ];
+        let how = (Write::Add, &mut Activations::default());
+        linear(&Pool::new(3), isa, &x, cols, &mut parts, how);
+        assert!(out_a.iter().zip(&alone_a).all(|(o, v)| *o == 1.0 + v));
+        let expected = alone_b.iter().enumerate().map(|(i, v)| 2.0 + (v + bias[i % 30]));
+        assert!(out_b.iter().zip(expected).all(|(o, v)| *o == v));
+    }
+}
