@@ -263,7 +263,6 @@ function drawUnder(index, busy) {
   const line = figures(turn, busy);
   if (busy && seen.under) {
     seen.under.querySelector(".stats").textContent = line;
-    if (line) status(line);
     return;
   }
   seen.under?.remove();
@@ -280,7 +279,7 @@ function drawUnder(index, busy) {
   }
   seen.root.append(under);
   seen.under = under;
-  if (!busy && last) status("");
+  if (last) status(busy ? "Answering…" : "");
 }
 
 function follow() {

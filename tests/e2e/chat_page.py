@@ -152,8 +152,11 @@ def set_field(browser, name, value):
 
 def shows_models(browser):
     if key := os.environ.get("POMONA_API_KEY"):
+        browser.wait("the refusal", "/API key/.test(document.querySelector('#status').textContent)")
         set_field(browser, "key", key)
     browser.wait("the models", "!document.querySelector('#model').disabled")
+    # Without the key, the console has rightly said that the list was refused.
+    browser.complaints.clear()
     if model := os.environ.get("POMONA_MODEL"):
         set_field(browser, "model", model)
         assert browser.run("document.querySelector('#model').value") == model

@@ -129,6 +129,9 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, ..) = self.parts();
+        if matches!(self, ApiError::Internal(_) | ApiError::Unavailable(_)) {
+            tracing::warn!(error = %self, "a request failed");
+        }
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match &self {

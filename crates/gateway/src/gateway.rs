@@ -12,7 +12,7 @@ use crate::auth::Keys;
 use crate::body::BodyBudget;
 use crate::config::{Config, SamplingDefaults};
 use crate::error::ApiError;
-use crate::metrics::ModelMetrics;
+use crate::metrics::{ModelMetrics, Responses};
 
 /// Seconds after which a client that met a full house may come again.
 const RETRY_AFTER_S: u32 = 1;
@@ -61,6 +61,7 @@ pub(crate) struct Shared {
     pub(crate) keys: Keys,
     pub(crate) models: Vec<Arc<Model>>,
     pub(crate) bodies: BodyBudget,
+    pub(crate) responses: Responses,
     /// Unix seconds.
     pub(crate) started: u64,
     pub(crate) phase: watch::Sender<Phase>,
@@ -79,6 +80,7 @@ impl Shared {
             keys: Keys::new(&config.api_keys),
             models: models.into_iter().map(wrap).collect(),
             bodies: BodyBudget::new(&config.limits),
+            responses: Responses::new(),
             started: since_epoch.as_secs(),
             phase: watch::Sender::new(Phase::Open),
             generations: Arc::new(Semaphore::new(config.limits.generations.max(1))),

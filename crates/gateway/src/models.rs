@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -55,8 +56,9 @@ pub(crate) async fn list(State(shared): State<Arc<Shared>>, _: Caller) -> Respon
 pub(crate) async fn retrieve(
     State(shared): State<Arc<Shared>>,
     _: Caller,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
+    let Path(name) = name.map_err(|error| ApiError::field("model", error.body_text()))?;
     let model = shared.model(Some(&name))?;
     Ok(Json(card(&shared, &model, &name)).into_response())
 }

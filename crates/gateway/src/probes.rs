@@ -71,5 +71,5 @@ pub(crate) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
             metrics: &model.metrics,
         })
         .collect();
-    ([(header::CONTENT_TYPE, EXPOSITION_TYPE)], expose(&scrapes)).into_response()
+    ([(header::CONTENT_TYPE, EXPOSITION_TYPE)], expose(&scrapes, &shared.responses)).into_response()
 }

@@ -6,10 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{FromRequestParts, Request};
+use axum::body::Body;
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::header;
 use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use bytes::Bytes;
+use http_body_util::BodyExt;
 use hyper::server::conn::http1;
+use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use pomona_types::TenantId;
@@ -58,8 +65,41 @@ pub fn router(config: Config, models: Vec<ServedModel>) -> Gateway {
         .method_not_allowed_fallback(wrong_method)
         .fallback(wrong_path)
         .layer(axum::middleware::from_fn_with_state(shared.clone(), origins::allow))
+        .layer(axum::middleware::from_fn_with_state(shared.clone(), count))
         .with_state(shared.clone());
     Gateway { shared, router }
+}
+
+async fn count(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    shared.responses.count(response.status().as_u16());
+    response
+}
+
+impl Gateway {
+    /// Answers one request with a JSON body without a socket: for fuzzing, and for whoever brings
+    /// a transport of their own. Gives the HTTP status and the body, which for a stream is all of
+    /// it.
+    pub async fn call(&self, method: &str, path: &str, body: Bytes) -> (u16, Bytes) {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(body));
+        let response = match request {
+            Ok(request) => {
+                match TowerToHyperService::new(self.router.clone()).call(request).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                }
+            }
+            Err(error) => ApiError::body(format!("no such request: {error}")).into_response(),
+        };
+        let status = response.status().as_u16();
+        // Our own bodies do not fail.
+        let body = response.into_body().collect().await.map(|body| body.to_bytes());
+        (status, body.unwrap_or_default())
+    }
 }
 
 /// Whoever presented a valid key.

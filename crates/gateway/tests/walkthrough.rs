@@ -5,6 +5,7 @@ mod fake;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use pomona_gateway::{Config, SamplingDefaults, ServedModel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +29,11 @@ async fn a_model_is_served_and_the_server_ends() -> std::io::Result<()> {
     // Limits and times have defaults; keys are off until some are given.
     let config = Config { drain_timeout: Duration::from_secs(5), ..Config::default() };
     let gateway = pomona_gateway::router(config, vec![model]);
+
+    // It can be asked without a socket.
+    let (status, body) = gateway.call("GET", "/v1/models", Bytes::new()).await;
+    assert_eq!(status, 200);
+    assert!(String::from_utf8_lossy(&body).contains(r#""id":"hello""#));
 
     // The caller brings the socket and says when it is over. The server then drains.
     let listener = TcpListener::bind("127.0.0.1:0").await?;

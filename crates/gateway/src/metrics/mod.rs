@@ -5,6 +5,7 @@
 mod exposition;
 mod histogram;
 mod meter;
+mod responses;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,6 +14,7 @@ use pomona_types::Load;
 use exposition::{Exposition, Labels};
 use histogram::Histogram;
 pub(crate) use meter::{Meter, Outcome};
+pub(crate) use responses::Responses;
 
 /// Bounds for the first token, as vLLM has them.
 const FIRST_TOKEN_S: [f64; 22] = [
@@ -183,8 +185,13 @@ const NUMBERS: [(&str, &str, &str, Read); 10] = [
 ];
 
 /// The answer to a scrape.
-pub(crate) fn expose(models: &[Scrape<'_>]) -> String {
+pub(crate) fn expose(models: &[Scrape<'_>], responses: &Responses) -> String {
     let mut out = Exposition::default();
+    let name = "http_requests_total";
+    out.metric(name, "counter", "Requests answered, by HTTP status.");
+    for (status, count) in responses.seen() {
+        out.sample(name, &[("status", &status.to_string())], count);
+    }
     for (name, kind, help, read) in NUMBERS {
         out.metric(name, kind, help);
         for model in models {

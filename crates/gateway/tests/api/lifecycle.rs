@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pomona_gateway::Config;
+use pomona_gateway::{Config, Limits};
 use pomona_types::Replica;
 use serde_json::json;
 
@@ -108,6 +108,46 @@ async fn a_client_that_reads_nothing_does_not_stop_the_others() {
     }
     let reply = sleeper.read().await;
     assert!(!reply.events().is_empty());
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_is_let_go() {
+    use tokio::io::AsyncWriteExt;
+    let limits = Limits { write_timeout: Duration::from_millis(100), ..Limits::default() };
+    let config = Config { limits, ..Config::default() };
+    let replica = FakeReplica::saying(&"x".repeat(LONG), Duration::ZERO);
+    let server = Server::with(config, replica).await;
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    // More than what the kernel takes for both ends.
+    let body = json!({ "prompt": "a", "max_tokens": LONG, "n": 64, "stream": true }).to_string();
+    let text = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    socket.write_all(text.as_bytes()).await.unwrap();
+    wait_for("the request to run", || server.replica.seen().len() == 64).await;
+    assert!(tasks() > before);
+    wait_for("the connection to be closed", || tasks() <= before).await;
+    server.settled().await;
+    drop(socket);
+}
+
+#[tokio::test]
+async fn a_client_that_never_asks_is_let_go() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let limits = Limits { header_timeout: Duration::from_millis(50), ..Limits::default() };
+    let config = Config { limits, ..Config::default() };
+    let server = Server::with(config, FakeReplica::saying("ok", Duration::ZERO)).await;
+    for head in ["", "GET /health HTTP/1.1\r\nhost:"] {
+        let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut rest = Vec::new();
+        let closed = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut rest)).await;
+        assert!(closed.is_ok(), "after {head:?}");
+    }
 }
 
 #[tokio::test]

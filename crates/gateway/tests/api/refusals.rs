@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pomona_gateway::{Config, Limits};
-use pomona_types::Refusal;
+use pomona_types::{Refusal, Replica};
 use serde_json::{Value, json};
 
 use crate::client::Server;
@@ -206,12 +206,24 @@ async fn invalid_utf8_and_other_content_types_are_refused() {
 
 #[tokio::test]
 async fn a_body_above_the_limit_is_refused() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let limits = Limits { body_bytes: 1000, ..Limits::default() };
     let config = Config { limits, ..Config::default() };
     let server = Server::with(config, FakeReplica::saying("ok", Duration::ZERO)).await;
     let body = json!({ "prompt": "x".repeat(1000) });
     assert!(server.post("/v1/completions", &body).await.error(413).contains("1000 bytes"));
     server.post("/v1/completions", &json!({ "prompt": "x".repeat(900) })).await.ok();
+
+    // The same for a body that does not say how long it is.
+    let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\
+                content-type: application/json\r\n\r\n";
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let chunk = format!("400\r\n{}\r\n0\r\n\r\n", " ".repeat(1024));
+    socket.write_all(chunk.as_bytes()).await.unwrap();
+    let mut reply = String::new();
+    socket.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 413"), "{reply}");
 }
 
 #[tokio::test]
@@ -237,6 +249,7 @@ async fn unknown_models_paths_and_methods_have_the_same_shape() {
     assert!(message.contains("'gpt'") && message.contains("'words' or 'org/words'"), "{message}");
     assert_eq!(reply.json()["error"]["code"], "model_not_found");
     server.get("/v1/models/gpt").await.error(404);
+    server.get("/v1/models/%ff").await.error(400);
     assert!(server.get("/v1/embeddings").await.error(404).contains("/v1/embeddings"));
     let reply = server.get("/v1/completions").await;
     assert!(reply.error(405).contains("GET"));
@@ -285,6 +298,18 @@ async fn overload_says_when_to_come_back() {
 }
 
 #[tokio::test]
+async fn choices_are_accepted_all_or_none() {
+    let replica = FakeReplica::saying(&"x".repeat(1000), Duration::from_millis(1));
+    let server = Server::new(replica).await;
+    server.replica.refuse_after(2, Refusal::Overloaded { waiting: 9, retry_after_s: 1 });
+    let body = json!({ "prompt": "a", "n": 3, "max_tokens": 1000 });
+    server.post("/v1/completions", &body).await.error(429);
+    assert_eq!(server.replica.seen().len(), 2);
+    server.settled().await;
+    assert!(server.replica.load().generation_tokens < 500);
+}
+
+#[tokio::test]
 async fn a_full_house_refuses_and_takes_in_again_when_someone_leaves() {
     let limits = Limits { generations: 1, ..Limits::default() };
     let config = Config { limits, ..Config::default() };
@@ -321,7 +346,8 @@ async fn no_body_makes_the_server_fail() {
     // Seeded cuts, flips and repetitions of a good body: always an answer, never a 5xx.
     let server = server().await;
     let good = json!({
-        "model": "words", "messages": [{ "role": "user", "content": [{ "type": "text", "text": "é" }] }],
+        "model": "words",
+        "messages": [{ "role": "user", "content": [{ "type": "text", "text": "é" }] }],
         "temperature": 0.5, "stop": ["a", "b"], "logit_bias": { "1": 2 }, "max_tokens": 4,
         "stream_options": { "include_usage": true }, "stream": true, "top_logprobs": 2,
         "logprobs": true, "chat_template_kwargs": { "a": [1, { "b": null }] },

@@ -44,6 +44,8 @@ struct State {
     load: Load,
     last_step: Instant,
     refusal: Option<Refusal>,
+    /// How many more are accepted before `refusal` is given.
+    room: u32,
     frozen: bool,
     quit: bool,
 }
@@ -76,6 +78,7 @@ impl FakeReplica {
             load: Load { blocks_total: BLOCKS, ..Load::default() },
             last_step: Instant::now(),
             refusal: None,
+            room: 0,
             frozen: false,
             quit: false,
         };
@@ -98,7 +101,13 @@ impl FakeReplica {
 
     /// Refuses what comes from now on.
     pub fn refuse(&self, refusal: Refusal) {
-        self.state().refusal = Some(refusal);
+        self.refuse_after(0, refusal);
+    }
+
+    /// Refuses what comes after this many more.
+    pub fn refuse_after(&self, room: u32, refusal: Refusal) {
+        let mut state = self.state();
+        (state.refusal, state.room) = (Some(refusal), room);
     }
 
     /// Stops stepping, or goes on.
@@ -137,8 +146,8 @@ impl Replica for FakeReplica {
 
     fn submit(&self, request: Request, sink: Box<dyn TokenSink>) -> Result<(), Refusal> {
         let mut state = self.state();
-        if let Some(refusal) = &state.refusal {
-            return Err(refusal.clone());
+        if let Some(refusal) = state.refusal.clone() {
+            state.room = state.room.checked_sub(1).ok_or(refusal)?;
         }
         if state.active.is_empty() {
             state.last_step = Instant::now();
