@@ -188,105 +188,160 @@ fn broken_templates_are_errors() {
     }
 }
 
-/// All of these would take the machine's time, memory or stack.
+/// The template must end in an error of one of the kinds for its own faults.
+fn check_stopped(source: &str) {
+    let label: String = source.chars().take(160).collect();
+    let result = render(source);
+    let stopped = matches!(
+        result,
+        Err(TextError::Exhausted(_) | TextError::Template(_) | TextError::Render(_))
+    );
+    let shown = result.map(|text| text.len());
+    assert!(stopped, "{label}: {shown:?}");
+}
+
 #[test]
-fn hostile_templates_are_stopped() {
-    let repeat = |text: &str, times: usize| text.repeat(times);
+fn templates_that_take_time_are_stopped() {
     let sources = [
-        // Time.
-        "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}".into(),
-        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}".into(),
-        "{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}".into(),
-        "{% block b %}{{ self.b() }}{% endblock %}".into(),
-        "{% set s = 'ab' * 2000000 %}{% for a in range(100000) %}{% if s == s ~ '' %}{% endif %}\
-         {% endfor %}".into(),
-        "{% set s = 'ab' * 2000000 %}{% for a in range(100000) %}{{ s | length }}{% endfor %}".into(),
-        "{% set s = 'ab' * 2000000 %}{% for a in range(100000) %}{{ 'ba!' in s }}{% endfor %}".into(),
-        "{% set s = 'ab' * 2000000 %}{% for a in range(100000) %}{{ s[-1] }}{% endfor %}".into(),
-        "{% set s = 'ab' * 2000000 %}{% for a in range(100000) %}{{ s[-2:] }}{% endfor %}".into(),
-        "{% set s = 'ab' * 2000000 %}{% for a in range(100000) %}{{ s.count('b') }}{% endfor %}".into(),
-        "{% set l = range(90000) | list %}{% for a in range(100000) %}{{ l == l[0:] }}{% endfor %}".into(),
-        "{% set l = range(90000) | list %}{% for a in range(100000) %}{{ (l | sort)[0] }}{% endfor %}".into(),
-        "{% set l = range(90000) | list %}{{ l | select('in', l) | list | length }}".into(),
-        "{% for x in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}".into(),
-        // Memory.
-        "{{ 'a' * 1000000000 }}".into(),
-        "{{ 'a' * 10 ** 9 }}".into(),
-        "{{ ['a'] * 1000000000 }}".into(),
-        "{{ (1, 2) * 90000000 }}".into(),
-        "{% set n = 90000000 %}{{ (1, 2) * n }}{{ [0] * n }}".into(),
-        "{% set n = 100000000 %}{{ 'a' * n }}".into(),
-        "{{ range(1000000000) }}".into(),
-        "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}".into(),
-        "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}".into(),
-        "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s * 9 %}{% endfor %}".into(),
-        "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s.replace('b', 'bb' * 9) %}\
-         {% endfor %}".into(),
-        "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s | replace('', 'b') %}\
-         {% endfor %}".into(),
-        "{% set n = namespace(l=[1]) %}{% for i in range(60) %}{% set n.l = n.l + n.l %}{% endfor %}".into(),
-        "{% set n = namespace(l=[1]) %}{% for i in range(60) %}{% set n.l = [n.l, n.l] %}{% endfor %}\
-         {{ n.l }}".into(),
-        "{% set n = namespace(l=[1]) %}{% for i in range(60) %}{% set n.l = {'a': n.l, 'b': n.l} %}\
-         {% endfor %}{{ n.l | tojson }}".into(),
-        "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set s %}{{ n.s }}{{ n.s }}{% endset %}\
-         {% set n.s = s %}{% endfor %}".into(),
-        "{% macro d(s) %}{{ s }}{{ s }}{% endmacro %}{% set n = namespace(s='ab') %}\
-         {% for i in range(60) %}{% set n.s = d(n.s) %}{% endfor %}".into(),
-        "{% set n = namespace(s='ab') %}{% for i in range(60) %}\
-         {% set n.s = ((n.s ~ ',') * 9).split(',') | join(n.s) %}{% endfor %}".into(),
-        format!("{{% for a in range(100000) %}}{}{{% endfor %}}", repeat("x", 10_000)),
-        format!("{{% set s %}}{{% for a in range(100000) %}}{}{{% endfor %}}{{% endset %}}", repeat("x", 10_000)),
-        "{{ '%999999999d' | format(1) }}".into(),
-        "{{ '{:999999999}'.format(1) }}".into(),
-        "{{ [1] | tojson(indent=1000000000) }}".into(),
-        "{{ 'a\\nb' | indent(1000000000) }}".into(),
-        "{% for a in range(100000) %}{{ ('a' * 8000000).split('a') | length }}{% endfor %}".into(),
-        "{{ ('a' * 8000000) | list | length }}".into(),
-        "{% for c in 'a' * 8000000 %}{% endfor %}".into(),
-        "{% set s = 'a' * 8000000 %}{{ [s] * 100 }}".into(),
-        "{% set s = 'a' * 4000000 %}{{ [s, s, s, s, s, s] | upper }}".into(),
-        // Stack.
-        "{% set n = namespace() %}{% set n.n = n %}{{ n }}".into(),
-        "{% set n = namespace() %}{% set n.n = [{'a': n}] %}{{ n }}".into(),
-        "{% set n = namespace(l=[]) %}{% for i in range(100000) %}{% set n.l = [n.l] %}{% endfor %}".into(),
-        "{% set n = namespace(l={}) %}{% for i in range(100000) %}{% set n.l = dict(a=n.l) %}{% endfor %}".into(),
-        "{% set n = namespace(l=[1]) %}{% for i in range(100000) %}{% set n.l = n.l | reverse %}\
-         {% endfor %}{{ n.l }}{{ 1 / 0 }}".into(),
-        format!("{{{{ {}1{} }}}}", repeat("(", 5000), repeat(")", 5000)),
-        format!("{{{{ {}1{} }}}}", repeat("[", 5000), repeat("]", 5000)),
-        format!("{{{{ {}1 }}}}", repeat("-", 5000)),
-        format!("{{{{ {}1 }}}}", repeat("not ", 5000)),
-        format!("{{{{ 1{} }}}}", repeat("+1", 50_000)),
-        format!("{{{{ a{} }}}}", repeat("~a", 50_000)),
-        format!("{{{{ a{} }}}}", repeat(".a", 50_000)),
-        format!("{{{{ a{} }}}}", repeat("|string", 20_000)),
-        format!("{{{{ a{} }}}}", repeat(" if a", 20_000)),
-        format!("{{{{ {} a }}}}", repeat("a if a else ", 10_000)),
-        format!("{}{}", repeat("{% if a %}", 10_000), repeat("{% endif %}", 10_000)),
-        format!("{{% if a %}}{}{{% endif %}}", repeat("{% elif a %}", 10_000)),
-        format!("{}{}", repeat("{% set a %}", 10_000), repeat("{% endset %}", 10_000)),
-        format!("{}{}", repeat("{% for a in b %}", 10_000), repeat("{% endfor %}", 10_000)),
-        repeat("a", limits::MAX_SOURCE_BYTES + 1),
-        format!("{{% set a = [] %}}{}{{{{ a }}}}", repeat("{% set a = [a] %}", 10_000)),
-        format!("{{{{ 'a' * 9999 {} }}}}", repeat("* 9999", 300)),
-        format!("{{{{ {}'a' * 90000000 }}}}", repeat("'a' * 90000000 ~", 300)),
+        "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}",
+        "{% block b %}{{ self.b() }}{% endblock %}",
+        "{% for x in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
+        "{% set l = range(90000) | list %}{{ l | select('in', l) | list | length }}",
     ];
-    for source in sources {
-        let label: String = source.chars().take(120).collect();
-        let result = render(&source);
-        let stopped = matches!(
-            result,
-            Err(TextError::Exhausted(_) | TextError::Template(_) | TextError::Render(_))
-        );
-        let shown = result.map(|text| text.len());
-        assert!(stopped, "{label}: {shown:?}");
+    sources.into_iter().for_each(check_stopped);
+    // Each of these takes a while; done 100,000 times it takes too long.
+    let slow = [
+        "{% if s == s ~ '' %}{% endif %}",
+        "{{ s | length }}",
+        "{{ 'ba!' in s }}",
+        "{{ s[-1] }}",
+        "{{ s[-2:] }}",
+        "{{ s.count('b') }}",
+        "{{ s is in(s ~ s) }}",
+        "{{ l == l[0:] }}",
+        "{{ (l | sort)[0] }}",
+        "{{ ('a' * 8000000).split('a') | length }}",
+    ];
+    for body in slow {
+        check_stopped(&format!(
+            "{{% set s = 'ab' * 2000000 %}}{{% set l = range(90000) | list %}}\
+             {{% for i in range(100000) %}}{body}{{% endfor %}}"
+        ));
     }
 }
 
 #[test]
+fn templates_that_take_memory_are_stopped() {
+    let sources = [
+        "{{ 'a' * 1000000000 }}",
+        "{{ 'a' * 10 ** 9 }}",
+        "{{ ['a'] * 1000000000 }}",
+        "{{ (1, 2) * 90000000 }}",
+        "{% set n = 90000000 %}{{ (1, 2) * n }}{{ [0] * n }}",
+        "{% set n = 100000000 %}{{ 'a' * n }}",
+        "{{ range(1000000000) }}",
+        "{{ '%999999999d' | format(1) }}",
+        "{{ '{:999999999}'.format(1) }}",
+        "{{ [1] | tojson(indent=1000000000) }}",
+        "{{ 'a\\nb' | indent(1000000000) }}",
+        "{{ ('a' * 8000000) | list | length }}",
+        "{% for c in 'a' * 8000000 %}{% endfor %}",
+        "{% set s = 'a' * 8000000 %}{{ [s] * 100 }}",
+        "{% set s = 'a' * 4000000 %}{{ [s, s, s, s, s, s] | upper }}",
+        "{% macro d(s) %}{{ s }}{{ s }}{% endmacro %}{% set n = namespace(s='ab') %}\
+         {% for i in range(60) %}{% set n.s = d(n.s) %}{% endfor %}",
+    ];
+    sources.into_iter().for_each(check_stopped);
+    // What doubles or more, sixty times.
+    let growing = [
+        ("'ab'", "{% set n.v = n.v ~ n.v %}"),
+        ("'ab'", "{% set n.v = n.v + n.v %}"),
+        ("'ab'", "{% set n.v = n.v * 9 %}"),
+        ("'ab'", "{% set n.v = n.v.replace('b', 'bbbbbbbbb') %}"),
+        ("'ab'", "{% set n.v = n.v | replace('', 'b') %}"),
+        ("'ab'", "{% set v %}{{ n.v }}{{ n.v }}{% endset %}{% set n.v = v %}"),
+        ("'ab'", "{% set n.v = ((n.v ~ ',') * 9).split(',') | join(n.v) %}"),
+        ("[1]", "{% set n.v = n.v + n.v %}"),
+        ("[1]", "{% set n.v = [n.v, n.v] %}"),
+        ("[1]", "{% set n.v = {'a': n.v, 'b': n.v} %}"),
+        ("[1]", "{% set n.v = (n.v, n.v) %}"),
+        ("[1]", "{% set n.v = dict(a=n.v, b=n.v) %}"),
+    ];
+    for (start, step) in growing {
+        check_stopped(&format!(
+            "{{% set n = namespace(v={start}) %}}{{% for i in range(60) %}}{step}{{% endfor %}}\
+             {{{{ n.v | tojson }}}}"
+        ));
+    }
+    let text = "x".repeat(10_000);
+    check_stopped(&format!("{{% for a in range(100000) %}}{text}{{% endfor %}}"));
+    check_stopped(&format!(
+        "{{% set s %}}{{% for a in range(100000) %}}{text}{{% endfor %}}{{% endset %}}"
+    ));
+}
+
+/// Tests run on threads with 2 MiB of stack, as servers do.
+#[test]
+fn templates_that_take_the_stack_are_stopped() {
+    let around = |open: &str, times: usize, middle: &str, close: &str| {
+        format!("{}{middle}{}", open.repeat(times), close.repeat(times))
+    };
+    let deep = |step: &str| {
+        format!(
+            "{{% set n = namespace(v=[1]) %}}{{% for i in range(100000) %}}{step}{{% endfor %}}\
+             {{{{ n.v }}}}{{{{ 1 / 0 }}}}"
+        )
+    };
+    let expression = |inside: String| format!("{{{{ {inside} }}}}");
+    let sources = [
+        "{% set n = namespace() %}{% set n.n = n %}{{ n }}".to_owned(),
+        "{% set n = namespace() %}{% set n.n = [{'a': n}] %}{{ n }}".to_owned(),
+        deep("{% set n.v = [n.v] %}"),
+        deep("{% set n.v = dict(a=n.v) %}"),
+        deep("{% set n.v = n.v | reverse %}"),
+        deep("{% set n.v = n.v + [n.v] %}"),
+        expression(around("(", 5000, "1", ")")),
+        expression(around("[", 5000, "1", "]")),
+        expression("-".repeat(5000) + "1"),
+        expression("not ".repeat(5000) + "1"),
+        expression("1".to_owned() + &"+1".repeat(50_000)),
+        expression("a".to_owned() + &"~a".repeat(50_000)),
+        expression("a".to_owned() + &".a".repeat(50_000)),
+        expression("a".to_owned() + &"|string".repeat(20_000)),
+        expression("a".to_owned() + &" if a".repeat(20_000)),
+        expression("a if a else ".repeat(10_000) + "a"),
+        expression("'a' * 9999".to_owned() + &" * 9999".repeat(300)),
+        expression("'a' * 90000000 ~ ".repeat(300) + "a"),
+        around("{% if a %}", 10_000, "", "{% endif %}"),
+        around("{% set a %}", 10_000, "", "{% endset %}"),
+        around("{% for a in b %}", 10_000, "", "{% endfor %}"),
+        "{% if a %}".to_owned() + &"{% elif a %}".repeat(10_000) + "{% endif %}",
+        "{% set a = [] %}".to_owned() + &"{% set a = [a] %}".repeat(10_000) + "{{ a }}",
+        "a".repeat(limits::MAX_SOURCE_BYTES + 1),
+    ];
+    sources.iter().for_each(|source| check_stopped(source));
+}
+
+/// As deep as the limits allow, on a thread with 2 MiB of stack.
+#[test]
+fn the_deepest_template_allowed_fits_the_stack() {
+    let nested = |times: usize| {
+        format!("{}{}{}", "{% if 1 %}".repeat(times), "{{ 1 }}", "{% endif %}".repeat(times))
+    };
+    check(&nested(90), "1");
+    check(&format!("{{{{ {}1{} }}}}", "(".repeat(45), ")".repeat(45)), "1");
+    check(&format!("{{{{ 1{} }}}}", "+1".repeat(390)), "391");
+    check(&format!("{{{{ 'a'{} }}}}", "~'a'".repeat(390)), &"a".repeat(391));
+}
+
+#[test]
 fn a_long_conversation_is_within_the_limits() {
-    let turn = |at: usize| json!({"role": if at.is_multiple_of(2) { "user" } else { "assistant" }, "content": "word ".repeat(400)});
+    let turn = |at: usize| {
+        let role = if at.is_multiple_of(2) { "user" } else { "assistant" };
+        json!({"role": role, "content": "word ".repeat(400)})
+    };
     let input = ChatInput {
         messages: (0..2000).map(turn).collect(),
         tools: Some(

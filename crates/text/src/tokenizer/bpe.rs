@@ -1,6 +1,8 @@
 //! Byte pair encoding by the `tokenizers` crate, and the splitting of text at special tokens,
 //! which SentencePiece vocabularies use as well.
 
+use std::collections::BTreeSet;
+
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -59,6 +61,17 @@ impl Added {
         let finder = if parse_special { &self.all } else { &self.ordinary };
         finder.extract_and_normalize(normalizer, text)
     }
+}
+
+/// Takes out the merges that make special tokens or are made of them: they would turn ordinary
+/// text into marks.
+pub(crate) fn drop_special_merges(merges: &mut Merges, special: &BTreeSet<&str>) {
+    let longest = special.iter().map(|text| text.len()).max().unwrap_or(0);
+    merges.retain(|(left, right)| {
+        let is_special = |text: &str| text.len() <= longest && special.contains(text);
+        let joined = left.len() + right.len() <= longest && is_special(&format!("{left}{right}"));
+        !joined && !is_special(left) && !is_special(right)
+    });
 }
 
 /// What a BPE model is made of.

@@ -1,13 +1,15 @@
 //! Tokenisers from the metadata of a GGUF file. What the keys mean follows the GGUF specification
 //! and, where that is silent, what llama.cpp does with them.
 
+use std::collections::BTreeSet;
+
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{Merges, Vocab};
 use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence};
 
 use pomona_types::TokenId;
 
-use super::bpe::{Added, Bpe, BpeParts};
+use super::bpe::{Added, Bpe, BpeParts, drop_special_merges};
 use super::byte_level;
 use super::json_parts::byte_token;
 use super::pieces::{MAX_VOCAB, Pieces};
@@ -90,6 +92,11 @@ impl GgufVocab {
             || [self.bos, self.eos, self.eot, self.pad].contains(&Some(id))
     }
 
+    /// Whether text may turn into this token. The unknown token must be in the vocabulary.
+    fn merges_into(&self, id: TokenId) -> bool {
+        !self.is_special(id) || self.unk == Some(id)
+    }
+
     fn ids(&self) -> impl Iterator<Item = (TokenId, &str)> {
         self.tokens.iter().enumerate().map(|(id, token)| (id as TokenId, token.as_str()))
     }
@@ -128,15 +135,18 @@ impl GgufVocab {
                 _ => refuse(format!("merge {at} is {line:?}, which is not two tokens")),
             }
         };
-        lines.iter().enumerate().map(split).collect()
+        let mut merges = lines.iter().enumerate().map(split).collect::<Result<Merges, _>>()?;
+        let special: BTreeSet<&str> =
+            self.ids().filter(|&(id, _)| !self.merges_into(id)).map(|(_, token)| token).collect();
+        drop_special_merges(&mut merges, &special);
+        Ok(merges)
     }
 
     /// The vocabulary for merging: without special tokens, which text must not turn into.
     fn vocab(&self) -> Result<Vocab, TextError> {
         let mut map = Vocab::default();
         for (id, token) in self.ids() {
-            let kept = !self.is_special(id) || self.unk == Some(id);
-            if kept && map.insert(token.to_owned(), id).is_some() {
+            if self.merges_into(id) && map.insert(token.to_owned(), id).is_some() {
                 return refuse(format!("vocabulary has the token {token:?} twice"));
             }
         }
@@ -186,10 +196,10 @@ fn byte_level_bpe(vocab: &GgufVocab) -> Result<Tokenizer, TextError> {
         fuse_unk: false,
         byte_fallback: false,
         ignore_merges: choice.whole_words,
-        normalizer: None,
+        normalizer: choice.normalizer,
         pre_tokenizer: Some(choice.pre_tokenizer),
     })?;
-    let added = Added::new(&vocab.added(), None)?;
+    let added = Added::new(&vocab.added(), engine.normalizer())?;
     let (prefix, suffix) = vocab.affixes(choice.add_bos);
     Tokenizer::assemble(Engine::Bpe(Box::new(engine)), added, pieces, vocab.named())?
         .with_affixes(prefix, suffix, 0)

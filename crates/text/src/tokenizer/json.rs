@@ -12,7 +12,7 @@ use tokenizers::models::bpe::Vocab;
 
 use pomona_types::TokenId;
 
-use super::bpe::{Added, Bpe, BpeParts};
+use super::bpe::{Added, Bpe, BpeParts, drop_special_merges};
 use super::json_parts::{Decoding, affixes, decoding, normalizer, pre_tokenizer};
 use super::pieces::Pieces;
 use super::{Engine, Named, Tokenizer};
@@ -125,7 +125,14 @@ pub(crate) fn from_json(bytes: &[u8], config: Option<&Value>) -> Result<Tokenize
     for merge in file.model.merges {
         merges.extend(merge.into_pair()?);
     }
-    let vocab = without_special(vocab, &added, &merges, file.model.unk_token.as_deref())?;
+    let unk = file.model.unk_token.as_deref();
+    let special: BTreeSet<&str> = added
+        .iter()
+        .filter(|(_, token)| token.special && Some(token.content.as_str()) != unk)
+        .map(|(_, token)| token.content.as_str())
+        .collect();
+    let vocab = without_special(vocab, &special)?;
+    drop_special_merges(&mut merges, &special);
     let engine = Bpe::new(BpeParts {
         vocab,
         merges,
@@ -214,28 +221,11 @@ fn pieces(
 }
 
 /// The vocabulary for merging: special tokens are found beforehand, and must not come about in
-/// text that only looks like them. Those that merges or the unknown token need stay.
+/// text that only looks like them.
 fn without_special(
     vocab: Vec<(String, TokenId)>,
-    added: &[(TokenId, AddedToken)],
-    merges: &[(String, String)],
-    unk: Option<&str>,
+    special: &BTreeSet<&str>,
 ) -> Result<Vocab, TextError> {
-    let mut special: BTreeSet<String> = added
-        .iter()
-        .filter(|(_, token)| token.special && Some(token.content.as_str()) != unk)
-        .map(|(_, token)| token.content.clone())
-        .collect();
-    let longest = special.iter().map(String::len).max().unwrap_or(0);
-    for (left, right) in merges {
-        if left.len() + right.len() <= longest {
-            special.remove(&format!("{left}{right}"));
-        }
-        if !special.is_empty() && left.len().min(right.len()) <= longest {
-            special.remove(left);
-            special.remove(right);
-        }
-    }
     let mut map = Vocab::default();
     let mut ids = vec![0u64; super::pieces::MAX_VOCAB.div_ceil(64)];
     for (token, id) in vocab {
@@ -246,7 +236,7 @@ fn without_special(
             )));
         }
         ids[word] |= bit;
-        if !special.contains(&token) {
+        if !special.contains(token.as_str()) {
             map.insert(token, id);
         }
     }

@@ -3,6 +3,7 @@
 //! `tokenizer.json` carries, applied one after the other, each to the pieces the last one left.
 
 use tokenizers::SplitDelimiterBehavior;
+use tokenizers::normalizers::{NFC, NormalizerWrapper};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
@@ -18,57 +19,80 @@ struct Rule {
     whole_words: bool,
     /// Whether texts begin with the beginning-of-sequence token if the file does not say.
     add_bos: bool,
+    /// Characters are composed first (Unicode normalisation form C). A GGUF file cannot say so,
+    /// but the model's tokenizer.json does.
+    compose: bool,
 }
 
+const NONE: Rule =
+    Rule { names: &[], patterns: &[], whole_words: false, add_bos: false, compose: false };
+
+// The expressions end in parts that many share: line breaks with what precedes them, and white
+// space, the last of which stays with the word after it.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
+const LLAMA3: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+const QWEN2: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+const QWEN35: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}",
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+const TEKKEN: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+const GPT4O: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+const DEEPSEEK3: &str = concat!(
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"##,
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
 
 const RULES: &[Rule] = &[
     Rule {
         names: &["default"],
         patterns: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
-        whole_words: false,
-        add_bos: false,
+        ..NONE
     },
     Rule {
         names: &["gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4"],
         patterns: &[GPT2],
-        whole_words: false,
-        add_bos: false,
+        ..NONE
     },
     Rule {
         names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"],
         patterns: &[LLAMA3],
         whole_words: true,
         add_bos: true,
+        ..NONE
     },
-    Rule { names: &["dbrx", "smaug-bpe"], patterns: &[LLAMA3], whole_words: false, add_bos: false },
-    Rule {
-        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"],
-        patterns: &[QWEN2],
-        whole_words: false,
-        add_bos: false,
-    },
-    Rule { names: &["qwen35"], patterns: &[QWEN35], whole_words: false, add_bos: false },
+    Rule { names: &["dbrx", "smaug-bpe"], patterns: &[LLAMA3], ..NONE },
+    Rule { names: &["qwen2"], patterns: &[QWEN2], compose: true, ..NONE },
+    Rule { names: &["deepseek-r1-qwen", "stablelm2", "megrez"], patterns: &[QWEN2], ..NONE },
+    Rule { names: &["qwen35"], patterns: &[QWEN35], compose: true, ..NONE },
     Rule {
         names: &["smollm", "starcoder", "refact", "command-r", "codeshell"],
         patterns: &[r"\p{N}", GPT2],
-        whole_words: false,
-        add_bos: false,
+        ..NONE
     },
     Rule {
         names: &["falcon"],
         patterns: &[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]"],
-        whole_words: false,
-        add_bos: false,
+        ..NONE
     },
-    Rule { names: &["tekken"], patterns: &[TEKKEN], whole_words: true, add_bos: true },
-    Rule { names: &["gpt-4o", "llama4"], patterns: &[GPT4O], whole_words: false, add_bos: false },
+    Rule { names: &["tekken"], patterns: &[TEKKEN], whole_words: true, add_bos: true, ..NONE },
+    Rule { names: &["gpt-4o", "llama4"], patterns: &[GPT4O], ..NONE },
     Rule {
         names: &["deepseek-coder"],
         patterns: &[
@@ -78,8 +102,7 @@ const RULES: &[Rule] = &[
             r"[\u{4e00}-\u{9fa5}\u{0800}-\u{4e00}\u{ac00}-\u{d7ff}]+",
             r"\p{N}",
         ],
-        whole_words: false,
-        add_bos: false,
+        ..NONE
     },
     Rule {
         names: &["deepseek-v3"],
@@ -88,14 +111,14 @@ const RULES: &[Rule] = &[
             r"[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+",
             DEEPSEEK3,
         ],
-        whole_words: false,
-        add_bos: false,
+        ..NONE
     },
 ];
 
 /// A named way of cutting text, ready to use.
 pub(crate) struct PreTokenizerChoice {
     pub(crate) pre_tokenizer: PreTokenizerWrapper,
+    pub(crate) normalizer: Option<NormalizerWrapper>,
     pub(crate) whole_words: bool,
     pub(crate) add_bos: bool,
 }
@@ -120,6 +143,7 @@ pub(crate) fn named(name: Option<&str>) -> Result<PreTokenizerChoice, TextError>
     steps.push(PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, false, false)));
     Ok(PreTokenizerChoice {
         pre_tokenizer: PreTokenizerWrapper::Sequence(Sequence::new(steps)),
+        normalizer: rule.compose.then_some(NormalizerWrapper::NFC(NFC)),
         whole_words: rule.whole_words,
         add_bos: rule.add_bos,
     })
