@@ -1,6 +1,22 @@
 //! Architectures, one readable file each, the layers they share, and weight files.
+//!
+//! A checkpoint (GGUF file or Hugging Face folder) is opened without touching its weights; an
+//! architecture turns its configuration into a [`Blueprint`]; the decoder runs a blueprint. Does
+//! not know requests or HTTP.
 #![forbid(unsafe_code)]
 
+mod arch;
+mod checkpoint;
+mod layers;
 mod model;
+pub mod weights;
 
+pub use arch::Blueprint;
+pub use checkpoint::{Checkpoint, LoadOptions, TensorInfo};
 pub use model::{KvCache, Model, ModelError};
+
+/// A [`ModelError::Invalid`] with a formatted text.
+macro_rules! invalid {
+    ($($arg:tt)*) => { $crate::ModelError::Invalid(format!($($arg)*)) };
+}
+pub(crate) use invalid;

@@ -1,0 +1,301 @@
+//! A checkpoint on disk: opened and understood without reading its weights.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pomona_device::{SharedBytes, map_file};
+use pomona_kernels::Ops;
+use pomona_text::{GgufVocab, TokenizerSource};
+use pomona_types::{ModelSpec, TokenId};
+use serde_json::Value as Json;
+
+use crate::arch::{self, Blueprint};
+use crate::layers::Decoder;
+use crate::weights::gguf::{self, Gguf, Value};
+use crate::weights::{Dialect, Tensor, Tensors, safetensors};
+use crate::{Model, ModelError, invalid};
+
+/// Largest JSON file of a folder that is read; tokenizers reach 40 MB.
+const JSON_BYTES_MAX: u64 = 256 << 20;
+/// Tokens that end a turn in the chat formats of the supported models.
+const END_TOKENS: [&str; 7] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|eom_id|>",
+    "</s>",
+];
+
+/// A tensor's facts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorInfo {
+    /// Its name in the file.
+    pub name: String,
+    /// How it is stored.
+    pub format: String,
+    /// Outermost axis first.
+    pub shape: Vec<usize>,
+    /// Its size in the file.
+    pub bytes: u64,
+}
+
+/// How much a loaded model is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Most tokens in a step.
+    pub max_tokens: usize,
+    /// Most rows of a step whose logits are wanted.
+    pub max_outputs: usize,
+}
+
+/// An opened checkpoint.
+pub struct Checkpoint {
+    name: String,
+    blueprint: Blueprint,
+    tensors: Tensors,
+    infos: Vec<TensorInfo>,
+    tokenizer: TokenizerSource,
+    chat_template: Option<String>,
+    eos_token_ids: Vec<TokenId>,
+}
+
+impl Checkpoint {
+    /// Opens a GGUF file (or the first of a split set) or a Hugging Face folder.
+    ///
+    /// # Errors
+    /// When it is neither, is damaged, or needs something that is not implemented; says what.
+    pub fn open(path: &Path) -> Result<Checkpoint, ModelError> {
+        let opened = if path.is_dir() { open_folder(path) } else { open_gguf(path) };
+        opened.map_err(|error| match error {
+            ModelError::Invalid(why) => invalid!("{}: {why}", path.display()),
+            other => other,
+        })
+    }
+
+    /// The model's own name, or the file's.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its sizes.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.blueprint.spec
+    }
+
+    /// What it consists of.
+    pub fn blueprint(&self) -> &Blueprint {
+        &self.blueprint
+    }
+
+    /// Its vocabulary.
+    pub fn tokenizer(&self) -> &TokenizerSource {
+        &self.tokenizer
+    }
+
+    /// Its chat template, in Jinja; base models have none.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// Tokens that end a sequence, as far as the files say.
+    pub fn eos_token_ids(&self) -> &[TokenId] {
+        &self.eos_token_ids
+    }
+
+    /// All tensors, by name.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.infos
+    }
+
+    /// Bytes of all tensors.
+    pub fn weight_bytes(&self) -> u64 {
+        self.infos.iter().map(|t| t.bytes).sum()
+    }
+
+    /// Puts the weights where `ops` wants them and allocates memory for steps. `progress` is told
+    /// the bytes dealt with so far.
+    ///
+    /// # Errors
+    /// When tensors are missing, misshapen or of an unsupported format, or memory is short.
+    pub fn load(
+        &self,
+        ops: &dyn Ops,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Box<dyn Model>, ModelError> {
+        let blueprint = self.blueprint.clone();
+        let decoder = Decoder::load(blueprint, &self.tensors, ops, options, progress)?;
+        Ok(Box::new(decoder))
+    }
+}
+
+/// Reads a whole small file.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
+    let io = |source| ModelError::Io { path: path.display().to_string(), source };
+    let bytes = fs::metadata(path).map_err(io)?.len();
+    if bytes > JSON_BYTES_MAX {
+        return Err(invalid!("{} has {bytes} bytes, too many for its kind", path.display()));
+    }
+    fs::read(path).map_err(io)
+}
+
+fn read_json(path: &Path) -> Result<Json, ModelError> {
+    serde_json::from_slice(&read(path)?).map_err(|e| invalid!("{}: {e}", path.display()))
+}
+
+fn optional_json(path: &Path) -> Result<Option<Json>, ModelError> {
+    if path.exists() { read_json(path).map(Some) } else { Ok(None) }
+}
+
+fn open_folder(folder: &Path) -> Result<Checkpoint, ModelError> {
+    let config = folder.join("config.json");
+    if !config.exists() {
+        return Err(invalid!("the folder has no config.json: it is not a Hugging Face model"));
+    }
+    let config = read_json(&config)?;
+    let blueprint = arch::from_hugging_face(&config)?;
+    let dialect = Dialect::HuggingFace { sandwich: blueprint.sandwich };
+    let tensors = Tensors { by_name: safetensors::open(folder)?, dialect };
+    let tokenizer_config = optional_json(&folder.join("tokenizer_config.json"))?;
+    let generation = optional_json(&folder.join("generation_config.json"))?;
+    let template_file = folder.join("chat_template.jinja");
+    let chat_template = if template_file.exists() {
+        Some(String::from_utf8_lossy(&read(&template_file)?).into_owned())
+    } else {
+        tokenizer_config.as_ref().and_then(template_of)
+    };
+    let mut ends = BTreeSet::new();
+    for source in [Some(&config), generation.as_ref()].into_iter().flatten() {
+        let value = source.get("eos_token_id");
+        let list =
+            value.and_then(|v| v.as_array().map(Vec::as_slice).or(Some(std::slice::from_ref(v))));
+        ends.extend(list.unwrap_or_default().iter().filter_map(|v| v.as_u64()));
+    }
+    let name = folder.file_name().map(|n| n.to_string_lossy().into_owned());
+    let tokenizer_json = folder.join("tokenizer.json");
+    Ok(Checkpoint {
+        name: name.unwrap_or_default(),
+        infos: tensors.infos(),
+        tensors,
+        tokenizer: TokenizerSource::Json {
+            tokenizer_json: if tokenizer_json.exists() { read(&tokenizer_json)? } else { vec![] },
+            config: tokenizer_config,
+        },
+        chat_template,
+        eos_token_ids: known_tokens(ends, blueprint.spec.vocab),
+        blueprint,
+    })
+}
+
+/// A template in `tokenizer_config.json`: a string, or the one called `default` of a list.
+fn template_of(config: &Json) -> Option<String> {
+    let template = config.get("chat_template")?;
+    let named = template.as_array().and_then(|list| {
+        let default = |t: &&Json| t.get("name").and_then(Json::as_str) == Some("default");
+        list.iter().find(default)?.get("template")
+    });
+    named.unwrap_or(template).as_str().map(str::to_owned)
+}
+
+fn known_tokens(ids: BTreeSet<u64>, vocab: u32) -> Vec<TokenId> {
+    ids.into_iter().filter(|id| *id < u64::from(vocab)).map(|id| id as TokenId).collect()
+}
+
+fn open_gguf(path: &Path) -> Result<Checkpoint, ModelError> {
+    let (gguf, file) = map_gguf(path)?;
+    let blueprint = arch::from_gguf(&gguf)?;
+    let mut by_name = std::collections::BTreeMap::new();
+    let mut collect = |gguf: &Gguf, file: &SharedBytes| {
+        for (name, entry) in &gguf.tensors {
+            let tensor = Tensor {
+                format: entry.format.clone(),
+                shape: entry.shape.clone(),
+                file: file.clone(),
+                offset: entry.offset,
+                bytes: entry.bytes,
+            };
+            by_name.insert(name.clone(), tensor);
+        }
+    };
+    collect(&gguf, &file);
+    for part in further_parts(path, &gguf)? {
+        let (gguf, file) = map_gguf(&part)?;
+        collect(&gguf, &file);
+    }
+    let tensors = Tensors { by_name, dialect: Dialect::Gguf };
+    let text = |key: &str| gguf.metadata.get(key).and_then(Value::as_str).map(str::to_owned);
+    let stem = path.file_stem().map(|n| n.to_string_lossy().into_owned());
+    let vocab = gguf_vocab(&gguf)?;
+    let mut ends = BTreeSet::new();
+    ends.extend([vocab.eos, vocab.eot].into_iter().flatten().map(u64::from));
+    for (id, token) in (0u64..).zip(&vocab.tokens) {
+        // Only control tokens end a turn; the same text may be an ordinary piece elsewhere.
+        let control = vocab.token_types.as_ref().and_then(|t| t.get(id as usize)) == Some(&3);
+        if control && END_TOKENS.contains(&token.as_str()) {
+            ends.insert(id);
+        }
+    }
+    Ok(Checkpoint {
+        name: text("general.name").or(stem).unwrap_or_default(),
+        infos: tensors.infos(),
+        tensors,
+        tokenizer: TokenizerSource::Gguf(vocab),
+        chat_template: text("tokenizer.chat_template"),
+        eos_token_ids: known_tokens(ends, blueprint.spec.vocab),
+        blueprint,
+    })
+}
+
+fn map_gguf(path: &Path) -> Result<(Gguf, SharedBytes), ModelError> {
+    let io = |source| ModelError::Io { path: path.display().to_string(), source };
+    let file = map_file(path).map_err(io)?;
+    Ok((gguf::parse((*file).as_ref())?, file))
+}
+
+/// The other files of a split set, `NAME-00001-of-0000N.gguf`.
+fn further_parts(path: &Path, gguf: &Gguf) -> Result<Vec<PathBuf>, ModelError> {
+    let count = gguf.metadata.get("split.count").and_then(Value::as_u64).unwrap_or(1);
+    if count <= 1 {
+        return Ok(Vec::new());
+    }
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let first = format!("-00001-of-{count:05}.gguf");
+    let stem = name.strip_suffix(&first).filter(|_| count < 100_000).ok_or_else(|| {
+        invalid!("this is one of {count} files: give the one that ends in {first}")
+    })?;
+    let part = |i| path.with_file_name(format!("{stem}-{i:05}-of-{count:05}.gguf"));
+    Ok((2..=count).map(part).collect())
+}
+
+fn gguf_vocab(gguf: &Gguf) -> Result<GgufVocab, ModelError> {
+    let get = |key: &str| gguf.metadata.get(&format!("tokenizer.ggml.{key}"));
+    let id = |key: &str| get(key).and_then(Value::as_u64).and_then(|v| TokenId::try_from(v).ok());
+    let flag = |key: &str| get(key).and_then(Value::as_bool);
+    let list = |key: &str| get(key).and_then(Value::as_array);
+    let strings = |list: &[Value]| -> Vec<String> {
+        list.iter().map(|v| v.as_str().unwrap_or_default().to_owned()).collect()
+    };
+    let numbers = |list: &[Value]| -> Vec<f64> {
+        list.iter().map(|v| v.as_f64().unwrap_or_default()).collect()
+    };
+    let tokens = list("tokens").ok_or_else(|| invalid!("the file has no tokenizer.ggml.tokens"))?;
+    Ok(GgufVocab {
+        model: get("model").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        pre: get("pre").and_then(Value::as_str).map(str::to_owned),
+        tokens: strings(tokens),
+        scores: list("scores").map(|l| numbers(l).iter().map(|v| *v as f32).collect()),
+        token_types: list("token_type").map(|l| numbers(l).iter().map(|v| *v as i32).collect()),
+        merges: list("merges").map(strings),
+        bos: id("bos_token_id"),
+        eos: id("eos_token_id"),
+        unk: id("unknown_token_id"),
+        pad: id("padding_token_id"),
+        eot: id("eot_token_id"),
+        add_bos: flag("add_bos_token"),
+        add_eos: flag("add_eos_token"),
+        add_space_prefix: flag("add_space_prefix"),
+    })
+}
