@@ -1,1 +1,16 @@
-//! stub
+//! One replica at work: a thread that plans a step, runs the model, samples, commits, and hands
+//! tokens to their sinks.
+//!
+//! Owns the step loop, KV memory and sampling. What runs next is the scheduler's decision, how it
+//! is computed the model's; this crate only carries values between them. Does not know text, HTTP
+//! or other machines.
+#![forbid(unsafe_code)]
+
+mod engine;
+mod input;
+mod kv;
+pub mod sampling;
+mod step;
+
+pub use engine::{Engine, EngineConfig, EngineError};
+pub use kv::{kv_block_bytes, kv_cache};

@@ -1,0 +1,329 @@
+//! The engine as others see it: started with a model, used as a [`Replica`], stopped.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use pomona_device::{DType, DeviceError};
+use pomona_kernels::Ops;
+use pomona_models::{Model, ModelError};
+use pomona_scheduler::batch::{Config, Effects, Ordering, State, StepPlan, StepResult};
+use pomona_types::{
+    Load, Micros, Refusal, Replica, ReplicaInfo, Request, RequestId, Sampling, TokenId, TokenSink,
+};
+
+use crate::input::Input;
+use crate::kv::kv_cache;
+use crate::step::{Active, Logits, Stepper};
+
+/// Most alternatives per token that a request may ask for (vLLM's default is 20).
+const LOGPROBS_MAX: u32 = 20;
+
+/// What to run and within which limits. Names are vLLM's.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The model's name as resolved.
+    pub name: Arc<str>,
+    /// Most tokens in a sequence.
+    pub max_model_len: u32,
+    /// Most sequences in a step.
+    pub max_num_seqs: u32,
+    /// Most tokens in a step; the model must have been loaded for as many.
+    pub max_num_batched_tokens: u32,
+    /// Element type of keys and values: F32, F16 or BF16.
+    pub kv_dtype: DType,
+    /// Blocks of KV, 16 tokens of one layer group each.
+    pub kv_blocks: u32,
+    /// Share blocks of equal prefixes.
+    pub prefix_caching: bool,
+    /// Who goes first.
+    pub ordering: Ordering,
+    /// Requests that may wait before more are refused.
+    pub max_waiting: u32,
+    /// Tokens that end a sequence.
+    pub eos_token_ids: Vec<TokenId>,
+    /// Seeds requests that bring none.
+    pub seed: u64,
+}
+
+/// Why an engine cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Limits that cannot work together.
+    #[error("{0}")]
+    Config(String),
+    /// No memory, usually.
+    #[error("cannot set up the engine's memory")]
+    Memory(#[from] DeviceError),
+    /// A forward pass failed.
+    #[error("a step failed: {0}")]
+    Step(#[source] ModelError),
+    /// The operating system gave no thread.
+    #[error("cannot start the engine's thread")]
+    Thread(#[from] std::io::Error),
+}
+
+/// A running engine. Dropping it stops it.
+pub struct Engine {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the engine's thread and its callers share.
+pub(crate) struct Shared {
+    info: ReplicaInfo,
+    seed: u64,
+    started: Instant,
+    inner: Mutex<Inner>,
+    wake: Condvar,
+    /// When the engine last finished a step or found nothing to do, in microseconds.
+    progress: AtomicU64,
+    steps: AtomicU64,
+}
+
+struct Inner {
+    state: State,
+    arrivals: Vec<(RequestId, Active)>,
+    working: bool,
+    stop: bool,
+    down: Option<String>,
+}
+
+impl Engine {
+    /// Takes a loaded model, allocates KV memory and starts the step loop on a thread of its own.
+    ///
+    /// # Errors
+    /// When the limits contradict each other or memory is short.
+    pub fn start(
+        config: EngineConfig,
+        model: Box<dyn Model>,
+        ops: Arc<dyn Ops>,
+    ) -> Result<Engine, EngineError> {
+        let spec = model.spec().clone();
+        let groups = spec.layer_groups();
+        let state = State::new(Config {
+            max_num_seqs: config.max_num_seqs,
+            max_num_batched_tokens: config.max_num_batched_tokens,
+            max_model_len: config.max_model_len,
+            blocks: config.kv_blocks,
+            groups: groups.iter().map(|g| g.kind).collect(),
+            prefix_caching: config.prefix_caching,
+            ordering: config.ordering,
+            max_waiting: config.max_waiting,
+            eos_token_ids: config.eos_token_ids.clone(),
+        })
+        .map_err(|e| EngineError::Config(e.to_string()))?;
+        let device = ops.device().clone();
+        let kv = kv_cache(device.as_ref(), &spec, config.kv_dtype, config.kv_blocks)?;
+        let max_tokens = config.max_num_batched_tokens as usize;
+        let input = Input::new(device.as_ref(), max_tokens, groups.len())?;
+        let logits = Logits::new(ops.as_ref(), spec.vocab as usize)?;
+        let shared = Arc::new(Shared {
+            info: ReplicaInfo {
+                model: config.name,
+                max_model_len: config.max_model_len,
+                vocab_size: spec.vocab,
+                eos_token_ids: config.eos_token_ids.into(),
+                kv_tokens: config.kv_blocks / groups.len().max(1) as u32 * 16,
+            },
+            seed: config.seed,
+            started: Instant::now(),
+            inner: Mutex::new(Inner {
+                state,
+                arrivals: Vec::new(),
+                working: false,
+                stop: false,
+                down: None,
+            }),
+            wake: Condvar::new(),
+            progress: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
+        });
+        let stepper = Stepper {
+            shared: shared.clone(),
+            model,
+            ops,
+            kv,
+            input,
+            logits,
+            active: HashMap::new(),
+            plan: StepPlan::default(),
+            result: StepResult::default(),
+            effects: Effects::default(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("pomona-engine".to_owned())
+            .spawn(move || run_to_end(stepper))?;
+        Ok(Engine { shared, thread: Some(thread) })
+    }
+
+    /// The engine as a front end sees it.
+    pub fn replica(&self) -> Arc<dyn Replica> {
+        self.shared.clone()
+    }
+
+    /// Ends all requests and joins the thread. Takes at most one step.
+    pub fn stop(mut self) {
+        self.shutdown();
+    }
+
+    fn shutdown(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.wake.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // The thread catches its own panics; there is nothing to learn from a second one.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// The thread's life: step until stopped or failed, then tell everyone who still waits.
+fn run_to_end(mut stepper: Stepper) {
+    let message = match catch_unwind(AssertUnwindSafe(|| stepper.run())) {
+        Ok(Ok(())) => "the engine was stopped".to_owned(),
+        Ok(Err(error)) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the engine stopped");
+            format!("the engine stopped: {error}")
+        }
+        Err(_) => "the engine stopped: a bug in it was caught (see the log)".to_owned(),
+    };
+    let arrivals = {
+        let mut inner = stepper.shared.lock();
+        inner.down = Some(message.clone());
+        std::mem::take(&mut inner.arrivals)
+    };
+    stepper.active.extend(arrivals);
+    for (_, active) in stepper.active.drain() {
+        active.fail(&message);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic under the lock leaves the engine down, which every caller checks.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Micros {
+        Micros(self.started.elapsed().as_micros() as u64)
+    }
+
+    /// Waits until there is a plan or an effect to deliver; `false` when told to stop.
+    pub(crate) fn await_work(
+        &self,
+        plan: &mut StepPlan,
+        effects: &mut Effects,
+        active: &mut HashMap<RequestId, Active>,
+    ) -> bool {
+        let mut inner = self.lock();
+        inner.working = false;
+        while !inner.stop {
+            active.extend(inner.arrivals.drain(..));
+            let now = self.now();
+            self.progress.store(now.0, Relaxed);
+            let planned = inner.state.plan(now, plan);
+            inner.state.drain_aborted(effects);
+            if planned || !effects.list.is_empty() {
+                inner.working = true;
+                return true;
+            }
+            inner = self.wake.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        false
+    }
+
+    /// Gives the scheduler what a step found.
+    pub(crate) fn commit(&self, plan: &StepPlan, result: &StepResult, effects: &mut Effects) {
+        let now = self.now();
+        self.lock().state.commit(now, plan, result, effects);
+        self.steps.fetch_add(1, Relaxed);
+        self.progress.store(now.0, Relaxed);
+    }
+
+    /// Refuses what the scheduler cannot judge: token ids and sampling parameters.
+    fn check(&self, request: &Request) -> Result<(), Refusal> {
+        let vocab = self.info.vocab_size;
+        let invalid = |why: String| Err(Refusal::Invalid(why));
+        if let Some(token) = request.prompt.iter().find(|t| **t >= vocab) {
+            return invalid(format!("token id {token} is not in the vocabulary of {vocab} tokens"));
+        }
+        let s: &Sampling = &request.sampling;
+        if let Some((token, _)) = s.logit_bias.iter().find(|(t, _)| *t >= vocab) {
+            return invalid(format!("logit_bias names token {token}, beyond {vocab} tokens"));
+        }
+        let most = s.logprobs.max(s.prompt_logprobs).unwrap_or(0);
+        if most > LOGPROBS_MAX {
+            return invalid(format!("{most} logprobs asked for, at most {LOGPROBS_MAX} possible"));
+        }
+        let finite = [
+            ("temperature", s.temperature, 0.0..=f32::MAX),
+            ("top_p", s.top_p, f32::MIN_POSITIVE..=1.0),
+            ("min_p", s.min_p, 0.0..=1.0),
+            ("repetition_penalty", s.repetition_penalty, f32::MIN_POSITIVE..=f32::MAX),
+            ("frequency_penalty", s.frequency_penalty, f32::MIN..=f32::MAX),
+            ("presence_penalty", s.presence_penalty, f32::MIN..=f32::MAX),
+        ];
+        match finite.iter().find(|(_, value, range)| !range.contains(value)) {
+            Some((name, value, _)) => invalid(format!("{name} cannot be {value}")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Replica for Shared {
+    fn info(&self) -> &ReplicaInfo {
+        &self.info
+    }
+
+    fn submit(&self, request: Request, sink: Box<dyn TokenSink>) -> Result<(), Refusal> {
+        self.check(&request)?;
+        let seed = self.seed ^ request.id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let active = Active::new(&request, sink, seed, &self.info.eos_token_ids);
+        let id = request.id;
+        let mut inner = self.lock();
+        if let Some(why) = &inner.down {
+            return Err(Refusal::Unavailable(why.clone()));
+        }
+        inner.state.submit(self.now(), request)?;
+        inner.arrivals.push((id, active));
+        drop(inner);
+        self.wake.notify_all();
+        Ok(())
+    }
+
+    fn cancel(&self, id: RequestId) {
+        let now = self.now();
+        self.lock().state.abort(now, id);
+        self.wake.notify_all();
+    }
+
+    fn load(&self) -> Load {
+        let inner = self.lock();
+        let stats = inner.state.stats();
+        let since = self.now() - Micros(self.progress.load(Relaxed));
+        Load {
+            running: stats.running,
+            waiting: stats.waiting,
+            blocks_used: stats.blocks_used,
+            blocks_total: stats.blocks_total,
+            steps: self.steps.load(Relaxed),
+            stalled_for: if inner.working { since } else { Micros(0) },
+            prefix_queries: stats.prefix_queries,
+            prefix_hits: stats.prefix_hits,
+            preemptions: stats.preemptions,
+            prompt_tokens: stats.prompt_tokens,
+            generation_tokens: stats.generation_tokens,
+            down: inner.down.clone(),
+        }
+    }
+}

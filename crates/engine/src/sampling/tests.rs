@@ -1,0 +1,124 @@
+use super::*;
+
+fn sample(logits: &[f32], sampling: Sampling) -> TokenId {
+    Sampler::new(sampling, 7, &[], &[]).sample(&mut logits.to_vec(), &mut Vec::new())
+}
+
+/// Draws with many seeds and counts the tokens.
+fn histogram(logits: &[f32], sampling: &Sampling, draws: u64) -> Vec<u64> {
+    let mut counts = vec![0; logits.len()];
+    for seed in 0..draws {
+        let sampling = Sampling { seed: Some(seed), ..sampling.clone() };
+        counts[sample(logits, sampling) as usize] += 1;
+    }
+    counts
+}
+
+#[test]
+fn greedy_takes_the_first_of_the_largest() {
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+    assert_eq!(sample(&[0.0, 3.0, f32::NAN, 3.0], greedy.clone()), 1);
+    assert_eq!(sample(&[f32::NAN; 4], greedy), 0);
+}
+
+#[test]
+fn draws_follow_the_softmax() {
+    let logits = [1.0f32, 0.0, -1.0, 0.5];
+    let total: f32 = logits.iter().map(|l| l.exp()).sum();
+    let counts = histogram(&logits, &Sampling::default(), 20_000);
+    for (logit, count) in logits.iter().zip(counts) {
+        let expected = f64::from(logit.exp() / total) * 20_000.0;
+        // Five standard deviations of a binomial.
+        assert!((count as f64 - expected).abs() < 5.0 * expected.sqrt(), "{count} for {expected}");
+    }
+}
+
+#[test]
+fn top_k_top_p_and_min_p_keep_the_likeliest() {
+    let logits = [0.0f32, 4.0, 1.0, 3.0, 2.0];
+    let kept = |sampling: Sampling| -> Vec<usize> {
+        let counts = histogram(&logits, &Sampling { temperature: 5.0, ..sampling }, 2_000);
+        (0..5).filter(|i| counts[*i] > 0).collect()
+    };
+    assert_eq!(kept(Sampling { top_k: 2, ..Sampling::default() }), [1, 3]);
+    // At temperature 5 the shares are about .29 .24 .19 .16 .13.
+    assert_eq!(kept(Sampling { top_p: 0.5, ..Sampling::default() }), [1, 3]);
+    assert_eq!(kept(Sampling { top_p: 0.6, ..Sampling::default() }), [1, 3, 4]);
+    assert_eq!(kept(Sampling { min_p: 0.6, ..Sampling::default() }), [1, 3, 4]);
+    assert_eq!(kept(Sampling { top_p: 1e-9, ..Sampling::default() }), [1]);
+}
+
+#[test]
+fn top_p_beyond_the_first_batch_equals_a_full_sort() {
+    let logits: Vec<f32> = (0..5_000).map(|i| uniform(3, i) as f32).collect();
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+    let weights: Vec<f64> = logits.iter().map(|l| f64::from(*l).exp()).collect();
+    let mass = 0.7 * weights.iter().sum::<f64>();
+    let mut sum = 0.0;
+    let kept = order.iter().position(|i| {
+        sum += weights[*i];
+        sum >= mass
+    });
+    let floor = logits[order[kept.unwrap()]] - 1e-3;
+    let sampling = Sampling { top_p: 0.7, ..Sampling::default() };
+    let mut candidates = Vec::new();
+    for seed in 0..300 {
+        let sampler = Sampler::new(sampling.clone(), seed, &[], &[]);
+        let token = sampler.sample(&mut logits.clone(), &mut candidates);
+        assert!(logits[token as usize] >= floor);
+    }
+    assert!(candidates.len().abs_diff(kept.unwrap() + 1) <= 2, "{}", candidates.len());
+}
+
+#[test]
+fn penalties_are_those_of_their_definitions() {
+    let sampling = Sampling {
+        repetition_penalty: 2.0,
+        frequency_penalty: 0.25,
+        presence_penalty: 0.5,
+        ..Sampling::default()
+    };
+    let mut counts = TokenCounts::new(&[0, 1]);
+    counts.accept(2);
+    counts.accept(2);
+    let mut logits = [4.0, -4.0, 4.0, 4.0];
+    counts.apply(&sampling, &mut logits);
+    assert_eq!(logits, [2.0, -8.0, 2.0 - 0.5 - 0.5, 4.0]);
+}
+
+#[test]
+fn end_tokens_wait_for_min_tokens() {
+    let sampling = Sampling {
+        temperature: 0.0,
+        min_tokens: 1,
+        stop_token_ids: vec![2],
+        logit_bias: vec![(3, -100.0), (9, 1.0)],
+        ..Sampling::default()
+    };
+    let mut sampler = Sampler::new(sampling, 0, &[1], &[]);
+    let logits = [0.0, 9.0, 8.0, 7.0];
+    assert_eq!(sampler.sample(&mut logits.clone(), &mut Vec::new()), 0);
+    sampler.accept(0);
+    assert_eq!(sampler.sample(&mut logits.clone(), &mut Vec::new()), 1);
+}
+
+#[test]
+fn the_same_seed_and_position_give_the_same_number() {
+    assert_eq!(uniform(1, 2), uniform(1, 2));
+    assert_ne!(uniform(1, 2), uniform(1, 3));
+    assert_ne!(uniform(1, 2), uniform(2, 2));
+    let mean: f64 = (0..10_000).map(|i| uniform(9, i)).sum::<f64>() / 10_000.0;
+    assert!((mean - 0.5).abs() < 0.02, "{mean}");
+}
+
+#[test]
+fn logprobs_sum_to_one_and_name_the_likeliest() {
+    let logits = [0.0f32, 2.0, 2.0, f32::NEG_INFINITY];
+    let found = token_logprobs(&logits, 0, 3, &mut Vec::new());
+    assert_eq!(found.rank, 3);
+    assert_eq!(found.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 2, 0]);
+    let sum: f32 = found.top.iter().map(|t| t.1.exp()).sum();
+    assert!((sum - 1.0).abs() < 1e-6);
+    assert_eq!(token_logprobs(&logits, 3, 0, &mut Vec::new()).logprob, -9999.0);
+}

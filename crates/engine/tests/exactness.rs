@@ -1,0 +1,172 @@
+//! The promise "same request, same tokens": a request alone, among others, with other chunk sizes,
+//! thread counts and prefix hits gives the same bytes. Runs on SmolLM2, whose path
+//! `POMONA_TEST_SMOLLM2` names; without it the test says so and passes, unless
+//! `POMONA_REQUIRE=smollm2`.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+
+use pomona_device::DType;
+use pomona_engine::sampling::uniform;
+use pomona_engine::{Engine, EngineConfig};
+use pomona_kernels::{CpuOps, Ops};
+use pomona_models::{Checkpoint, LoadOptions};
+use pomona_scheduler::batch::Ordering;
+use pomona_types::{
+    Finish, FinishReason, Request, RequestId, Sampling, TenantId, TokenId, TokenLogprobs,
+    TokenOutput, TokenSink,
+};
+
+/// Requests in the pool that mixes are drawn from; each has one undisturbed twin.
+const REQUESTS: u64 = 40;
+/// Random mixes compared with the twins.
+const MIXES: u64 = 200;
+
+/// What one request produced.
+#[derive(Clone, Debug, PartialEq)]
+struct Answer {
+    tokens: Vec<TokenId>,
+    logprobs: Vec<Option<TokenLogprobs>>,
+    reason: Option<FinishReason>,
+}
+
+struct Collector {
+    answer: Answer,
+    done: mpsc::Sender<(u64, Answer)>,
+    id: u64,
+}
+
+impl TokenSink for Collector {
+    fn token(&mut self, output: TokenOutput) {
+        self.answer.tokens.push(output.token);
+        self.answer.logprobs.push(output.logprobs);
+    }
+    fn finish(&mut self, finish: Finish) {
+        self.answer.reason = Some(finish.reason);
+        self.done.send((self.id, self.answer.clone())).unwrap();
+    }
+}
+
+/// Deterministic choices for test `seed`.
+struct Dice(u64, u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.1 += 1;
+        (uniform(self.0, self.1) * n as f64) as u64
+    }
+}
+
+/// Request `index` of the pool: prompts share long prefixes, sampling differs.
+fn request(index: u64) -> Request {
+    let mut dice = Dice(1_000 + index, 0);
+    let family = index % 4;
+    let mut shared = Dice(family, 0);
+    let shared_len = 16 + shared.below(80);
+    let own_len = 1 + dice.below(40);
+    let mut prompt: Vec<TokenId> =
+        (0..shared_len).map(|_| 100 + shared.below(40_000) as TokenId).collect();
+    prompt.extend((0..own_len).map(|_| 100 + dice.below(40_000) as TokenId));
+    let sampling = Sampling {
+        temperature: [0.0, 0.7, 1.0, 1.3][dice.below(4) as usize],
+        top_k: [0, 40][dice.below(2) as usize],
+        top_p: [1.0, 0.9][dice.below(2) as usize],
+        frequency_penalty: [0.0, 0.3][dice.below(2) as usize],
+        seed: Some(index),
+        max_tokens: 1 + dice.below(12) as u32,
+        ignore_eos: dice.below(2) == 0,
+        logprobs: (dice.below(3) == 0).then_some(3),
+        ..Sampling::default()
+    };
+    Request {
+        id: RequestId(0),
+        tenant: TenantId(0),
+        class: Default::default(),
+        priority: 0,
+        prompt: prompt.into(),
+        sampling,
+    }
+}
+
+fn engine(path: &Path, threads: usize, budget: u32, prefix_caching: bool, blocks: u32) -> Engine {
+    let ops: Arc<dyn Ops> = Arc::new(CpuOps::detect(threads));
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let options = LoadOptions { max_tokens: budget as usize, max_outputs: budget as usize };
+    let model = checkpoint.load(ops.as_ref(), &options, &mut |_| {}).unwrap();
+    let config = EngineConfig {
+        name: "smollm2".into(),
+        max_model_len: 512,
+        max_num_seqs: 32,
+        max_num_batched_tokens: budget,
+        kv_dtype: DType::F16,
+        kv_blocks: blocks,
+        prefix_caching,
+        ordering: Ordering::Fcfs,
+        max_waiting: 64,
+        eos_token_ids: checkpoint.eos_token_ids().to_vec(),
+        seed: 0,
+    };
+    Engine::start(config, model, ops).unwrap()
+}
+
+/// Runs requests together and returns their answers in order.
+fn run(engine: &Engine, indices: &[u64], first_id: u64) -> Vec<Answer> {
+    let (done, answers) = mpsc::channel();
+    for (i, index) in (0u64..).zip(indices) {
+        let answer = Answer { tokens: vec![], logprobs: vec![], reason: None };
+        let sink = Collector { answer, done: done.clone(), id: i };
+        let request = Request { id: RequestId(first_id + i), ..request(*index) };
+        engine.replica().submit(request, Box::new(sink)).unwrap();
+    }
+    drop(done);
+    let mut found: Vec<(u64, Answer)> = answers.iter().collect();
+    found.sort_by_key(|(id, _)| *id);
+    assert_eq!(found.len(), indices.len(), "every request ends");
+    found.into_iter().map(|(_, answer)| answer).collect()
+}
+
+fn model_path() -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("POMONA_TEST_SMOLLM2").map(Into::into);
+    if path.is_none() {
+        let required = std::env::var("POMONA_REQUIRE").is_ok_and(|r| r.contains("smollm2"));
+        assert!(!required, "POMONA_TEST_SMOLLM2 must name SmolLM2's GGUF");
+        eprintln!("SKIPPED: set POMONA_TEST_SMOLLM2 to SmolLM2's GGUF to run this test");
+    }
+    path
+}
+
+#[test]
+fn tokens_do_not_depend_on_batch_chunking_threads_or_prefix_hits() {
+    let Some(path) = model_path() else { return };
+    let alone: Vec<Answer> = {
+        let engine = engine(&path, 1, 256, false, 256);
+        (0..REQUESTS).flat_map(|i| run(&engine, &[i], 1 + i)).collect()
+    };
+    let mut next_id = 1;
+    for mix in 0..MIXES / 10 {
+        let mut dice = Dice(mix, 0);
+        let threads = 1 + dice.below(3) as usize;
+        let budget = [16, 33, 64, 100, 256][dice.below(5) as usize];
+        let caching = dice.below(4) > 0;
+        // The smallest pool forces preemption and eviction.
+        let blocks = [40, 128, 512][dice.below(3) as usize];
+        let engine = engine(&path, threads, budget, caching, blocks);
+        for _ in 0..10 {
+            let count = 1 + dice.below(32);
+            let indices: Vec<u64> = (0..count).map(|_| dice.below(REQUESTS)).collect();
+            let answers = run(&engine, &indices, next_id);
+            next_id += count;
+            for (index, answer) in indices.iter().zip(answers) {
+                assert_eq!(
+                    answer, alone[*index as usize],
+                    "request {index} among {count}: mix {mix}, {threads} threads, {budget} tokens \
+                     a step, prefix caching {caching}, {blocks} blocks"
+                );
+            }
+        }
+        let load = engine.replica().load();
+        assert_eq!((load.running, load.waiting, load.blocks_used), (0, 0, 0));
+    }
+}
