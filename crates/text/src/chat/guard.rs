@@ -62,7 +62,9 @@ pub(super) fn add_functions(env: &mut Environment<'_>) {
     env.add_function(CALL, |state: &mut State, args: Rest<Value>, named: Kwargs| {
         let args = arguments(args, named);
         let (first, rest) = args.split_first().unzip();
-        first.map_or(Ok(()), |value| Budget::of(state).touch(value))?;
+        // A method may go through a text letter by letter.
+        let letters = first.and_then(|value| Some(value.as_str()?.len())).unwrap_or(0);
+        Budget::of(state).work(letters as u64 / 4 + 1)?;
         for value in rest.unwrap_or_default() {
             Budget::of(state).weigh(value)?;
         }
