@@ -1,0 +1,305 @@
+//! What a measurement found, as JSON and as a table. The structs are the JSON; fields are only
+//! added, never renamed, so that records stay comparable.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::load::Level;
+use super::stats::Spread;
+use crate::models::progress::human_bytes;
+
+/// Everything that a run of `pomona bench` found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Version of the client that measured.
+    pub pomona: String,
+    /// The machine and its limits.
+    pub machine: Machine,
+    /// The model, where its file is at hand.
+    pub model: Option<Facts>,
+    /// Speed of the engine alone, one request at a time.
+    pub engine: Vec<Speed>,
+    /// Whose server answered: `this binary` or an address.
+    pub server: String,
+    /// From the start of the server's process to its ready line.
+    pub ready_s: Option<Spread>,
+    /// Memory of the server's process.
+    pub memory: Option<Memory>,
+    /// Served load by number of clients.
+    pub served: Vec<Served>,
+}
+
+/// What the machine can do at most, measured now.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    /// The processor's name.
+    pub cpu: String,
+    /// Threads that measured and that the engine uses.
+    pub threads: usize,
+    /// Instruction tier of the kernels.
+    pub isa: String,
+    /// Memory read by all threads together, GB/s.
+    pub read_gb_per_s: f64,
+    /// f32 multiply-adds of all threads, two operations each, GFLOP/s.
+    pub f32_gflop_per_s: f64,
+    /// 8-bit integer multiply-adds, two operations each, GOP/s.
+    pub int8_gop_per_s: f64,
+}
+
+/// What a model costs: bytes and operations.
+#[derive(Clone, Debug, Serialize)]
+pub struct Facts {
+    /// As named.
+    pub name: String,
+    /// `llama`, `gemma3`, ...
+    pub architecture: String,
+    /// Bytes of all weights.
+    pub weight_bytes: u64,
+    /// Bytes of weights that one decode step reads.
+    pub step_bytes: u64,
+    /// Weights of the layers: two operations for each token.
+    pub layer_weights: u64,
+    /// Weights of the output matrix: two operations for each sampled token.
+    pub output_weights: u64,
+    /// Bytes of KV memory reserved.
+    pub kv_bytes: u64,
+    /// KV bytes written for each token.
+    pub kv_token_bytes: u64,
+}
+
+/// A rate against the machine's limits.
+#[derive(Clone, Debug, Serialize)]
+pub struct Speed {
+    /// What was done.
+    pub what: String,
+    /// Tokens per second.
+    pub tokens_per_s: Spread,
+    /// How that compares.
+    pub limits: Limits,
+}
+
+/// Bytes and operations of a rate, and the share of the machine's peak that they are.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Limits {
+    /// Bytes of weights and KV that must be read, GB/s.
+    pub gb_per_s: f64,
+    /// Operations that must be done, GFLOP/s.
+    pub gflop_per_s: f64,
+    /// Share of the measured read bandwidth.
+    pub of_bandwidth: f64,
+    /// Share of the measured f32 peak.
+    pub of_f32_peak: f64,
+    /// Share of the measured 8-bit peak.
+    pub of_int8_peak: f64,
+}
+
+/// A level of load with its limits.
+#[derive(Clone, Debug, Serialize)]
+pub struct Served {
+    /// What clients saw.
+    #[serde(flatten)]
+    pub level: Level,
+    /// Where the model's costs are known.
+    pub limits: Option<Limits>,
+}
+
+/// Memory of a server's process after the load, bytes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Memory {
+    /// Resident at most.
+    pub resident_peak: u64,
+    /// Of that, not weights and not reserved KV; negative when KV was not all touched.
+    pub beside_weights_and_kv: i64,
+}
+
+impl Machine {
+    /// The shares that `gb_per_s` and `gflop_per_s` are.
+    pub fn limits(&self, gb_per_s: f64, gflop_per_s: f64) -> Limits {
+        let share = |value: f64, peak: f64| if peak > 0.0 { value / peak } else { 0.0 };
+        Limits {
+            gb_per_s,
+            gflop_per_s,
+            of_bandwidth: share(gb_per_s, self.read_gb_per_s),
+            of_f32_peak: share(gflop_per_s, self.f32_gflop_per_s),
+            of_int8_peak: share(gflop_per_s, self.int8_gop_per_s),
+        }
+    }
+}
+
+impl Report {
+    /// The table.
+    pub fn table(&self) -> String {
+        let mut out = String::new();
+        self.write(&mut out).expect("writing to a String does not fail");
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let m = &self.machine;
+        writeln!(out, "machine  {}, {} threads, {} kernels", m.cpu, m.threads, m.isa)?;
+        writeln!(
+            out,
+            "         reads {:.1} GB/s, multiplies {:.0} GFLOP/s in f32, {:.0} GOP/s in int8",
+            m.read_gb_per_s, m.f32_gflop_per_s, m.int8_gop_per_s
+        )?;
+        if let Some(model) = &self.model {
+            let million = (model.layer_weights + model.output_weights) as f64 / 1e6;
+            writeln!(
+                out,
+                "model    {} ({}, {million:.0} M weights used, {}); a token of KV is {}",
+                model.name,
+                model.architecture,
+                human_bytes(model.weight_bytes),
+                human_bytes(model.kv_token_bytes)
+            )?;
+        }
+        writeln!(out, "server   {}", self.server)?;
+        if let Some(ready) = &self.ready_s {
+            writeln!(
+                out,
+                "ready    after {:.2} s ({:.2} to {:.2})",
+                ready.median, ready.min, ready.max
+            )?;
+        }
+        self.write_memory(out)?;
+        if !self.engine.is_empty() {
+            self.write_engine(out)?;
+        }
+        if !self.served.is_empty() {
+            self.write_served(out)?;
+        }
+        Ok(())
+    }
+
+    fn write_memory(&self, out: &mut String) -> std::fmt::Result {
+        let (Some(memory), Some(model)) = (&self.memory, &self.model) else { return Ok(()) };
+        let beside = memory.beside_weights_and_kv;
+        let sign = if beside < 0 { "-" } else { "" };
+        writeln!(
+            out,
+            "memory   {} resident at most; weights {}, KV reserved {}, the rest {sign}{}",
+            human_bytes(memory.resident_peak),
+            human_bytes(model.weight_bytes),
+            human_bytes(model.kv_bytes),
+            human_bytes(beside.unsigned_abs()),
+        )
+    }
+
+    fn write_engine(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(
+            out,
+            "\none request       tokens/s      (min to max)     GB/s  of peak   GFLOP/s  \
+             of f32  of int8"
+        )?;
+        for row in &self.engine {
+            let (t, l) = (&row.tokens_per_s, &row.limits);
+            writeln!(
+                out,
+                "{:<16} {:>9.1} {:>17} {:>8.1} {:>7.0}% {:>9.1} {:>6.0}% {:>7.0}%",
+                row.what,
+                t.median,
+                format!("({:.1} to {:.1})", t.min, t.max),
+                l.gb_per_s,
+                l.of_bandwidth * 100.0,
+                l.gflop_per_s,
+                l.of_f32_peak * 100.0,
+                l.of_int8_peak * 100.0,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn write_served(&self, out: &mut String) -> std::fmt::Result {
+        let first = &self.served[0].level;
+        writeln!(
+            out,
+            "\nserved over HTTP: about {:.0} tokens in, {:.0} out; times in ms",
+            first.input_tokens_mean, first.output_tokens_mean
+        )?;
+        writeln!(
+            out,
+            "clients  out tok/s     (min to max)  all tok/s   TTFT p50      p99  token p50      \
+             p99  of GB/s  of f32  of int8  failed"
+        )?;
+        for row in &self.served {
+            let (level, limits) = (&row.level, row.limits);
+            let t = &level.output_tokens_per_s;
+            let share = |f: fn(&Limits) -> f64| match &limits {
+                Some(limits) => format!("{:.0}%", f(limits) * 100.0),
+                None => "-".to_owned(),
+            };
+            writeln!(
+                out,
+                "{:>7} {:>10.1} {:>16} {:>10.1} {:>10.1} {:>8.1} {:>10.1} {:>8.1} {:>8} {:>7} \
+                 {:>8} {:>7}",
+                level.clients,
+                t.median,
+                format!("({:.1} to {:.1})", t.min, t.max),
+                level.total_tokens_per_s.median,
+                level.ttft_ms.p50,
+                level.ttft_ms.p99,
+                level.inter_token_ms.p50,
+                level.inter_token_ms.p99,
+                share(|l| l.of_bandwidth),
+                share(|l| l.of_f32_peak),
+                share(|l| l.of_int8_peak),
+                level.failed,
+            )?;
+            if let Some(why) = &level.first_failure {
+                writeln!(out, "         a request failed: {why}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine {
+            cpu: "a processor".into(),
+            threads: 2,
+            isa: "avx2".into(),
+            read_gb_per_s: 20.0,
+            f32_gflop_per_s: 100.0,
+            int8_gop_per_s: 400.0,
+        }
+    }
+
+    #[test]
+    fn shares_are_of_the_measured_peaks() {
+        let limits = machine().limits(10.0, 50.0);
+        assert_eq!((limits.of_bandwidth, limits.of_f32_peak), (0.5, 0.5));
+        assert_eq!(limits.of_int8_peak, 0.125);
+    }
+
+    #[test]
+    fn a_machine_that_measured_nothing_gives_no_shares() {
+        let none = Machine { read_gb_per_s: 0.0, ..machine() };
+        assert_eq!(none.limits(10.0, 50.0).of_bandwidth, 0.0);
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each_row() {
+        let report = Report {
+            pomona: "0".into(),
+            machine: machine(),
+            model: None,
+            engine: vec![Speed {
+                what: "decode".into(),
+                tokens_per_s: Spread::of(&[50.0]),
+                limits: machine().limits(10.0, 50.0),
+            }],
+            server: "http://h".into(),
+            ready_s: None,
+            memory: None,
+            served: vec![Served { level: Level::default(), limits: None }],
+        };
+        let table = report.table();
+        assert_eq!(table.lines().count(), 10, "{table}");
+        assert!(table.contains("decode") && table.contains("50%"), "{table}");
+    }
+}

@@ -1,0 +1,245 @@
+//! Flags that several verbs share, under the names that vLLM gave them, and how their values are
+//! read. Every refusal says what to write instead.
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+
+use pomona_device::DType;
+
+/// A model, as first argument or as `--model`.
+#[derive(Args, Clone, Debug)]
+#[group(multiple = false)]
+pub struct ModelName {
+    /// A catalogue name (smollm2, gemma3-270m), a GGUF file, a checkpoint folder, or
+    /// org/repo[:FILE]
+    #[arg(value_name = "MODEL")]
+    positional: Option<String>,
+    /// The same, as a flag
+    #[arg(long = "model", value_name = "MODEL")]
+    flag: Option<String>,
+}
+
+impl ModelName {
+    /// What was given, if anything.
+    pub fn get(&self) -> Option<&str> {
+        self.positional.as_deref().or(self.flag.as_deref())
+    }
+
+    /// What was given.
+    ///
+    /// # Errors
+    /// When nothing was; says how `verb` is used.
+    pub fn require(&self, verb: &str) -> Result<&str> {
+        self.get().with_context(|| format!("name a model, such as `pomona {verb} smollm2`"))
+    }
+}
+
+/// How the engine is set up.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineArgs {
+    /// Longest sequence, prompt and answer together (1k = 1000, 1K = 1024) [default: what the
+    /// model declares, or what fits into memory]
+    #[arg(long, value_name = "TOKENS", value_parser = parse_tokens)]
+    pub max_model_len: Option<u32>,
+    /// Most sequences that run at once; more wait
+    #[arg(long, value_name = "N", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub max_num_seqs: u32,
+    /// Most tokens in one step: larger prefills faster, smaller keeps streams even
+    #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = parse_tokens)]
+    pub max_num_batched_tokens: u32,
+    /// Number type of activations
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = parse_dtype)]
+    pub dtype: Dtype,
+    /// Number type of keys and values: auto (float16), float32, float16 or bfloat16
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = parse_kv_dtype)]
+    pub kv_cache_dtype: KvDtype,
+    /// Memory for keys and values, such as 2GiB [default: 1,024 tokens for each of
+    /// --max-num-seqs, at most a quarter of the free memory]
+    #[arg(long, alias = "kv-cache-memory-bytes", value_name = "SIZE", value_parser = parse_size)]
+    pub kv_cache_memory: Option<u64>,
+    /// Reuse keys and values of equal prompt beginnings (on unless switched off)
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    enable_prefix_caching: bool,
+    /// Compute every prompt from its start
+    #[arg(long, overrides_with = "enable_prefix_caching")]
+    no_enable_prefix_caching: bool,
+    /// Who goes first when not all can run
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "fcfs")]
+    pub scheduling_policy: Policy,
+    /// Requests that may wait before more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 1024,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_waiting: u32,
+    /// Seeds requests that bring no seed
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Worker threads [default: one for each core that the process may use]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+impl EngineArgs {
+    /// Whether equal beginnings share blocks.
+    pub fn prefix_caching(&self) -> bool {
+        self.enable_prefix_caching || !self.no_enable_prefix_caching
+    }
+
+    /// The flags that give the same settings to another process.
+    pub fn to_flags(&self) -> Vec<String> {
+        let kv_dtype = match self.kv_cache_dtype.0 {
+            DType::F32 => "float32",
+            DType::BF16 => "bfloat16",
+            _ => "float16",
+        };
+        let policy = match self.scheduling_policy {
+            Policy::Fcfs => "fcfs",
+            Policy::Priority => "priority",
+            Policy::Fair => "fair",
+        };
+        let prefix_caching = match self.prefix_caching() {
+            true => "--enable-prefix-caching",
+            false => "--no-enable-prefix-caching",
+        };
+        let always = [
+            ("--max-num-seqs", Some(self.max_num_seqs.to_string())),
+            ("--max-num-batched-tokens", Some(self.max_num_batched_tokens.to_string())),
+            ("--kv-cache-dtype", Some(kv_dtype.to_owned())),
+            ("--scheduling-policy", Some(policy.to_owned())),
+            ("--max-waiting", Some(self.max_waiting.to_string())),
+            ("--seed", Some(self.seed.to_string())),
+            ("--max-model-len", self.max_model_len.map(|n| n.to_string())),
+            ("--kv-cache-memory", self.kv_cache_memory.map(|n| n.to_string())),
+            ("--threads", self.threads.map(|n| n.to_string())),
+        ];
+        let given = always.into_iter().filter_map(|(name, value)| Some([name.into(), value?]));
+        given.flatten().chain([prefix_caching.to_owned()]).collect()
+    }
+}
+
+/// Type of activations: the kernels have one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dtype;
+
+/// Type of keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvDtype(pub DType);
+
+/// Who goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Policy {
+    /// First come, first served
+    Fcfs,
+    /// By each request's `priority`, lowest first
+    Priority,
+    /// Equal shares of tokens for each API key
+    Fair,
+}
+
+fn parse_dtype(text: &str) -> std::result::Result<Dtype, String> {
+    match text {
+        "auto" | "float32" | "float" => Ok(Dtype),
+        "half" | "float16" | "bfloat16" => Err("activations are computed in float32 only, \
+             weights stay as they are stored: write auto or float32"
+            .to_owned()),
+        _ => Err("write auto or float32".to_owned()),
+    }
+}
+
+fn parse_kv_dtype(text: &str) -> std::result::Result<KvDtype, String> {
+    match text {
+        "auto" | "float16" | "half" => Ok(KvDtype(DType::F16)),
+        "float32" | "float" => Ok(KvDtype(DType::F32)),
+        "bfloat16" => Ok(KvDtype(DType::BF16)),
+        _ => Err("write auto, float32, float16 or bfloat16; 8-bit keys and values are not \
+             supported yet"
+            .to_owned()),
+    }
+}
+
+/// A count of tokens: `4096`, `4k` (4,000) or `4K` (4,096), as vLLM reads it.
+pub fn parse_tokens(text: &str) -> std::result::Result<u32, String> {
+    let (digits, unit) = match text.as_bytes().last() {
+        Some(b'k') => (&text[..text.len() - 1], 1000),
+        Some(b'K') => (&text[..text.len() - 1], 1024),
+        _ => (text, 1),
+    };
+    let count = digits.replace(['_', ','], "").parse::<u32>().ok();
+    match count.and_then(|count| count.checked_mul(unit)).filter(|count| *count > 0) {
+        Some(count) => Ok(count),
+        None => Err("write a number of tokens, such as 8192 or 8K".to_owned()),
+    }
+}
+
+/// A size: bytes, or with a unit such as `512MiB`, `2GiB`, `1.5G`. Units are powers of 1,024.
+pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    let bad = || "write a size such as 512MiB or 2GiB".to_owned();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let unit = unit.trim().to_ascii_lowercase();
+    let factor: u64 = match unit.trim_end_matches('b').trim_end_matches('i') {
+        "" => 1,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1 << 30,
+        "t" => 1 << 40,
+        _ => return Err(bad()),
+    };
+    let number: f64 = number.parse().map_err(|_| bad())?;
+    let bytes = number * factor as f64;
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(bad()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_read_as_vllm_reads_them() {
+        for (text, count) in [("8192", 8192), ("8k", 8000), ("8K", 8192), ("1_024", 1024)] {
+            assert_eq!(parse_tokens(text), Ok(count));
+        }
+        for text in ["", "0", "-1", "k", "8M", "5000000K"] {
+            assert!(parse_tokens(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_units() {
+        for (text, bytes) in
+            [("1024", 1024), ("1.5G", 3 << 29), ("512MiB", 512 << 20), ("2 gib", 2 << 30)]
+        {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "GiB", "2XB", "1e400", "-1G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[derive(clap::Parser, Debug)]
+    struct Probe {
+        #[command(flatten)]
+        engine: EngineArgs,
+    }
+
+    #[test]
+    fn flags_survive_the_way_to_another_process() {
+        use clap::Parser;
+        let given = "x --max-model-len 4K --kv-cache-dtype bfloat16 --scheduling-policy fair \
+                     --no-enable-prefix-caching --kv-cache-memory 1GiB --threads 2 --seed 3";
+        let first = Probe::parse_from(given.split_whitespace()).engine;
+        let flags = first.to_flags();
+        let again = Probe::parse_from(["x".to_owned()].into_iter().chain(flags.clone())).engine;
+        assert_eq!(again.to_flags(), flags);
+        assert_eq!(again.max_model_len, Some(4096));
+        assert!(!again.prefix_caching());
+    }
+
+    #[test]
+    fn unsupported_types_say_what_is_supported() {
+        assert!(parse_dtype("bfloat16").unwrap_err().contains("auto or float32"));
+        assert!(parse_kv_dtype("fp8").unwrap_err().contains("float16"));
+        assert_eq!(parse_kv_dtype("auto"), Ok(KvDtype(DType::F16)));
+    }
+}

@@ -1,0 +1,242 @@
+//! `pomona bench`: how fast a model runs here, or at any server, and how fast it could.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use super::args::{EngineArgs, ModelName, parse_tokens};
+use crate::bench::load::{Level, Shape, Target};
+use crate::bench::report::{Facts, Limits, Machine, Memory, Report, Served};
+use crate::bench::served::Server;
+use crate::bench::stats::Spread;
+use crate::bench::{engine, machine};
+use crate::compose;
+use crate::http::Client;
+use crate::memory;
+use crate::models::progress::say;
+
+/// Shown by `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  pomona bench smollm2                            engine, server under load, memory, start
+  pomona bench smollm2 --json smollm2.json        the same, and a record of it
+  pomona bench --url http://127.0.0.1:8080        another server, under the same load
+  pomona bench smollm2 --url http://127.0.0.1:8080   the same, with shares of this machine's limits
+
+Without --url the server is a child process of this binary on a free port. Shares of the machine's
+limits count the bytes and operations that the work needs at least: weights and KV read once for
+each step, two operations for each weight and token.";
+
+/// Flags of `bench`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    model: ModelName,
+    #[command(flatten)]
+    target: TargetArgs,
+    #[command(flatten)]
+    load: LoadArgs,
+    /// Write the findings to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Leave out the measurements of the engine alone
+    #[arg(long)]
+    no_engine: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// Another server than our own.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Other servers")]
+struct TargetArgs {
+    /// Drive the OpenAI-compatible server at this address
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// The model's name at that server [default: its first]
+    #[arg(long, alias = "served-model", value_name = "NAME", requires = "url")]
+    served_model_name: Option<String>,
+    /// Key for that server
+    #[arg(
+        long,
+        value_name = "KEY",
+        requires = "url",
+        env = "POMONA_API_KEY",
+        hide_env_values = true
+    )]
+    api_key: Option<String>,
+}
+
+/// What the load looks like.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Load")]
+struct LoadArgs {
+    /// Numbers of concurrent clients
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_value = "1,8,32",
+          value_parser = clap::value_parser!(u16).range(1..=4096))]
+    clients: Vec<u16>,
+    /// Requests of each client and repetition
+    #[arg(long, value_name = "N", default_value_t = 2,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    requests_per_client: u16,
+    /// Tokens of each prompt
+    #[arg(long, value_name = "TOKENS", default_value = "256", value_parser = parse_tokens)]
+    input_tokens: u32,
+    /// Tokens of each answer
+    #[arg(long, value_name = "TOKENS", default_value = "64", value_parser = parse_tokens)]
+    output_tokens: u32,
+    /// Let prompts share their first three quarters
+    #[arg(long)]
+    shared_prefix: bool,
+    /// Repetitions; medians are shown, with the smallest and largest
+    #[arg(long, value_name = "N", default_value_t = 3,
+          value_parser = clap::value_parser!(u8).range(1..))]
+    repeats: u8,
+}
+
+/// What the model at hand costs, and its KV reads by length.
+struct Costs {
+    facts: Facts,
+    kv_read: Box<dyn Fn(f64) -> f64>,
+}
+
+/// Runs the verb.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    let Some(server) = args.target.url.clone().or(args.model.get().map(|_| "this binary".into()))
+    else {
+        bail!("name a model, such as `pomona bench smollm2`, or give --url");
+    };
+    let threads = compose::threads(&args.engine);
+    say("measuring the machine");
+    let machine = machine::measure(threads);
+    let mut report = Report {
+        pomona: env!("CARGO_PKG_VERSION").to_owned(),
+        machine,
+        model: None,
+        engine: Vec::new(),
+        server,
+        ready_s: None,
+        memory: None,
+        served: Vec::new(),
+    };
+    let costs = match args.model.get() {
+        Some(model) => Some(at_hand(args, model, &mut report)?),
+        None => None,
+    };
+    let runtime = tokio::runtime::Runtime::new()?;
+    match (&args.target.url, args.model.get()) {
+        (Some(url), _) => {
+            let levels = drive(args, &runtime, url, args.target.api_key.as_deref())?;
+            report.served = with_limits(levels, &report.machine, costs.as_ref());
+        }
+        (None, Some(model)) => own_server(args, &runtime, model, &mut report, costs.as_ref())?,
+        (None, None) => {}
+    }
+    report.model = costs.map(|costs| costs.facts);
+    print!("{}", report.table());
+    if let Some(path) = &args.json {
+        let text = serde_json::to_vec_pretty(&report)?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Reads what the model costs; measures the engine alone unless another server is meant.
+fn at_hand(args: &BenchArgs, model: &str, report: &mut Report) -> Result<Costs> {
+    let prepared = compose::prepare(model, &args.engine)?;
+    let spec = prepared.checkpoint.spec().clone();
+    let element_bytes = prepared.kv_element_bytes();
+    let facts = prepared.facts();
+    let kv_read: Box<dyn Fn(f64) -> f64> =
+        Box::new(move |tokens| memory::kv_read_bytes(&spec, element_bytes, tokens));
+    if args.target.url.is_none() && !args.no_engine {
+        say("measuring the engine");
+        let loaded = prepared.load()?;
+        let replica = loaded.engine.replica();
+        let repeats = usize::from(args.load.repeats);
+        report.engine =
+            engine::measure(replica.as_ref(), &report.machine, &facts, &kv_read, repeats)?;
+        drop(replica);
+        loaded.engine.stop();
+    }
+    Ok(Costs { facts, kv_read })
+}
+
+/// Starts a server for timing its start, then one for the load.
+fn own_server(
+    args: &BenchArgs,
+    runtime: &tokio::runtime::Runtime,
+    model: &str,
+    report: &mut Report,
+    costs: Option<&Costs>,
+) -> Result<()> {
+    say("starting the server");
+    let flags = args.engine.to_flags();
+    let mut starts = Vec::new();
+    for _ in 1..args.load.repeats {
+        let server = Server::start(model, &flags)?;
+        starts.push(server.ready.as_secs_f64());
+        server.stop()?;
+    }
+    let server = Server::start(model, &flags)?;
+    starts.push(server.ready.as_secs_f64());
+    report.ready_s = Some(Spread::of(&starts));
+    let levels = drive(args, runtime, &server.url, None)?;
+    report.served = with_limits(levels, &report.machine, costs);
+    report.memory = server.resident_peak().zip(costs).map(|(resident_peak, costs)| {
+        let accounted = costs.facts.weight_bytes.saturating_add(costs.facts.kv_bytes);
+        Memory { resident_peak, beside_weights_and_kv: resident_peak as i64 - accounted as i64 }
+    });
+    server.stop()
+}
+
+/// All levels of load on a server.
+fn drive(
+    args: &BenchArgs,
+    runtime: &tokio::runtime::Runtime,
+    url: &str,
+    api_key: Option<&str>,
+) -> Result<Vec<Level>> {
+    let client = Client::new(url, api_key)?;
+    runtime.block_on(async {
+        let model = match &args.target.served_model_name {
+            Some(name) => name.clone(),
+            None => client.first_model().await?,
+        };
+        let shape = Shape {
+            model,
+            input_tokens: args.load.input_tokens,
+            output_tokens: args.load.output_tokens,
+            shared_prefix: args.load.shared_prefix,
+        };
+        let target = Arc::new(Target::probe(client, shape).await?);
+        let mut levels = Vec::new();
+        for clients in args.load.clients.iter().map(|n| usize::from(*n)) {
+            say(&format!("measuring {clients} clients"));
+            let requests = clients * usize::from(args.load.requests_per_client);
+            let repeats = usize::from(args.load.repeats);
+            levels.push(target.level(clients, requests, repeats).await?);
+        }
+        Ok(levels)
+    })
+}
+
+fn with_limits(levels: Vec<Level>, machine: &Machine, costs: Option<&Costs>) -> Vec<Served> {
+    let limits = |level: &Level, costs: &Costs| -> Limits {
+        let Costs { facts, kv_read } = costs;
+        let output = level.output_tokens_per_s.median;
+        let all = level.total_tokens_per_s.median;
+        // At best every step serves all clients, so weights are read once for so many tokens.
+        let mean_length = level.input_tokens_mean + level.output_tokens_mean / 2.0;
+        let bytes = facts.step_bytes as f64 / level.clients as f64 + kv_read(mean_length);
+        let operations =
+            2.0 * (facts.layer_weights as f64 * all + facts.output_weights as f64 * output);
+        machine.limits(bytes * output / 1e9, operations / 1e9)
+    };
+    levels
+        .into_iter()
+        .map(|level| Served { limits: costs.map(|costs| limits(&level, costs)), level })
+        .collect()
+}

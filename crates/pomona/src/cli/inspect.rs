@@ -1,0 +1,232 @@
+//! `pomona inspect`: what a model is, what it will need, what it will run on. Loads nothing.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use clap::Args;
+use pomona_kernels::Isa;
+use pomona_types::{LayerKind, ModelSpec};
+use serde::Serialize;
+
+use super::args::{EngineArgs, ModelName};
+use crate::compose;
+use crate::memory;
+use crate::models::progress::human_bytes;
+
+/// Flags of `inspect`.
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    model: ModelName,
+    /// Print JSON, with every tensor
+    #[arg(long)]
+    json: bool,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+#[derive(Serialize)]
+struct Findings {
+    name: String,
+    path: String,
+    origin: String,
+    architecture: String,
+    layers: usize,
+    sliding_layers: usize,
+    hidden: u32,
+    ffn: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    vocab: u32,
+    context: u32,
+    chat_template: bool,
+    end_tokens: Vec<u32>,
+    parameters: u64,
+    formats: Vec<FormatRow>,
+    memory: MemoryRow,
+    machine: MachineRow,
+    tensors: Vec<TensorRow>,
+}
+
+#[derive(Serialize)]
+struct FormatRow {
+    format: String,
+    tensors: usize,
+    weights: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct MemoryRow {
+    weight_bytes: u64,
+    kv_token_bytes: u64,
+    /// One sequence of the model's whole context.
+    kv_context_bytes: u64,
+    available_bytes: u64,
+    /// What `serve` with the same flags would take; `None` when there is no room.
+    fit: Option<FitRow>,
+    refusal: Option<String>,
+}
+
+#[derive(Serialize)]
+struct FitRow {
+    max_model_len: u32,
+    kv_bytes: u64,
+    scratch_bytes: u64,
+    total_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct MachineRow {
+    kernels: String,
+    threads: usize,
+}
+
+#[derive(Serialize)]
+struct TensorRow {
+    name: String,
+    format: String,
+    shape: Vec<usize>,
+    bytes: u64,
+}
+
+/// Runs the verb.
+pub fn run(args: &InspectArgs) -> Result<()> {
+    let findings = look(args)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&findings)?);
+    } else {
+        print(&findings, args.tensors);
+    }
+    Ok(())
+}
+
+fn look(args: &InspectArgs) -> Result<Findings> {
+    let (resolved, checkpoint) = compose::open(args.model.require("inspect")?)?;
+    let spec = checkpoint.spec();
+    let tensors: Vec<TensorRow> = checkpoint
+        .tensors()
+        .iter()
+        .map(|tensor| TensorRow {
+            name: tensor.name.clone(),
+            format: tensor.format.clone(),
+            shape: tensor.shape.clone(),
+            bytes: tensor.bytes,
+        })
+        .collect();
+    let weights = |t: &TensorRow| t.shape.iter().map(|n| *n as u64).product::<u64>();
+    let mut formats: BTreeMap<&str, FormatRow> = BTreeMap::new();
+    for tensor in &tensors {
+        let row = formats.entry(&tensor.format).or_insert_with(|| FormatRow {
+            format: tensor.format.clone(),
+            tensors: 0,
+            weights: 0,
+            bytes: 0,
+        });
+        row.tensors += 1;
+        row.weights += weights(tensor);
+        row.bytes += tensor.bytes;
+    }
+    let mut formats: Vec<FormatRow> = formats.into_values().collect();
+    formats.sort_by_key(|row| std::cmp::Reverse(row.bytes));
+    Ok(Findings {
+        path: resolved.path.display().to_string(),
+        name: resolved.name,
+        origin: resolved.origin,
+        architecture: spec.architecture.clone(),
+        layers: spec.layers.len(),
+        sliding_layers: spec.layers.iter().filter(|kind| **kind != LayerKind::Full).count(),
+        hidden: spec.hidden,
+        ffn: spec.ffn,
+        heads: spec.heads,
+        kv_heads: spec.kv_heads,
+        head_dim: spec.head_dim,
+        vocab: spec.vocab,
+        context: spec.max_position,
+        chat_template: checkpoint.chat_template().is_some(),
+        end_tokens: checkpoint.eos_token_ids().to_vec(),
+        parameters: tensors.iter().map(weights).sum(),
+        formats,
+        memory: memory_row(spec, &compose::wishes(&checkpoint, &args.engine)),
+        machine: MachineRow {
+            kernels: format!("{:?}", Isa::detect()).to_lowercase(),
+            threads: compose::threads(&args.engine),
+        },
+        tensors,
+    })
+}
+
+fn memory_row(spec: &ModelSpec, wishes: &memory::Wishes) -> MemoryRow {
+    let fit = memory::fit(spec, wishes);
+    let element = wishes.kv_element_bytes;
+    MemoryRow {
+        weight_bytes: wishes.weight_bytes,
+        kv_token_bytes: memory::kv_token_bytes(spec, element),
+        kv_context_bytes: memory::blocks_for(
+            spec,
+            spec.max_position,
+            wishes.max_num_batched_tokens,
+        ) * spec.block_bytes(element),
+        available_bytes: wishes.available_bytes,
+        refusal: fit.as_ref().err().map(|error| error.to_string()),
+        fit: fit.ok().map(|fit| FitRow {
+            max_model_len: fit.max_model_len,
+            kv_bytes: fit.kv_bytes,
+            scratch_bytes: fit.scratch_bytes,
+            total_bytes: fit.total_bytes(),
+        }),
+    }
+}
+
+fn print(f: &Findings, every_tensor: bool) {
+    let million = f.parameters as f64 / 1e6;
+    println!("{} ({}, {})", f.name, f.path, f.origin);
+    println!("architecture   {}, {million:.1} M parameters", f.architecture);
+    let sliding = match f.sliding_layers {
+        0 => String::new(),
+        n => format!(" ({n} with a sliding window)"),
+    };
+    println!("layers         {}{sliding}, width {}, feed-forward {}", f.layers, f.hidden, f.ffn);
+    println!(
+        "attention      {} heads of {}, {} of keys and values",
+        f.heads, f.head_dim, f.kv_heads
+    );
+    println!("context        {} tokens, vocabulary {}", f.context, f.vocab);
+    let chat = if f.chat_template { "has a template" } else { "no template: a base model" };
+    println!("chat           {chat}; an answer ends at {:?}", f.end_tokens);
+    println!("\nformat     tensors      weights       bytes");
+    for row in &f.formats {
+        let bytes = human_bytes(row.bytes);
+        println!("{:<10} {:>7} {:>12} {bytes:>11}", row.format, row.tensors, row.weights);
+    }
+    let m = &f.memory;
+    println!("\nmemory         weights {}", human_bytes(m.weight_bytes));
+    println!(
+        "               KV {} a token, {} for the whole context",
+        human_bytes(m.kv_token_bytes),
+        human_bytes(m.kv_context_bytes)
+    );
+    match (&m.fit, &m.refusal) {
+        (Some(fit), _) => println!(
+            "               as served: {} for sequences of up to {} tokens (KV {}, activations \
+             and program {}); {} available",
+            human_bytes(fit.total_bytes),
+            fit.max_model_len,
+            human_bytes(fit.kv_bytes),
+            human_bytes(fit.scratch_bytes),
+            human_bytes(m.available_bytes)
+        ),
+        (None, refusal) => println!("               {}", refusal.as_deref().unwrap_or_default()),
+    }
+    println!("runs on        {} kernels, {} threads", f.machine.kernels, f.machine.threads);
+    if every_tensor {
+        println!();
+        for t in &f.tensors {
+            println!("{:<10} {:<20} {}", t.format, format!("{:?}", t.shape), t.name);
+        }
+    }
+}

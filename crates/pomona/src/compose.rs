@@ -1,0 +1,249 @@
+//! Putting the crates together: a name becomes a checkpoint, a checkpoint finds room in memory,
+//! and with operations, an engine and a tokenizer it becomes a replica. Decides nothing that a
+//! crate below could decide.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use pomona_device::Pool;
+use pomona_engine::{Engine, EngineConfig};
+use pomona_gateway::{SamplingDefaults, ServedModel};
+use pomona_kernels::{CpuOps, Ops};
+use pomona_models::{Checkpoint, LoadOptions};
+use pomona_scheduler::batch::Ordering;
+use pomona_text::{ChatTemplate, Tokenizer};
+
+use crate::bench::report::Facts;
+use crate::cli::{EngineArgs, Policy};
+use crate::memory::{self, Fit, Wishes};
+use crate::models::progress::Progress;
+use crate::models::{Resolved, Surroundings, resolve};
+
+/// Memory that a system has which does not say how much.
+const MEMORY_ASSUMED: u64 = 8 << 30;
+
+/// Loading that takes longer than this shows progress.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Finds a model and reads its headers. Touches no weights.
+pub fn open(name: &str) -> Result<(Resolved, Checkpoint)> {
+    let resolved = resolve(name, &Surroundings::from_env()?)?;
+    let checkpoint = Checkpoint::open(&resolved.path)
+        .with_context(|| format!("cannot open {}", resolved.path.display()))?;
+    Ok((resolved, checkpoint))
+}
+
+/// The checkpoint's tokenizer.
+pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
+    Tokenizer::new(checkpoint.tokenizer()).context("cannot use the model's tokenizer")
+}
+
+/// Worker threads: as asked, or one for each core that the process may use.
+pub fn threads(args: &EngineArgs) -> usize {
+    args.threads.map_or_else(Pool::default_threads, usize::from)
+}
+
+/// What the authors of a checkpoint folder recommend in its `generation_config.json`, as vLLM takes
+/// it too. Missing or odd values count as not given: they are advice.
+fn sampling_defaults(path: &Path) -> SamplingDefaults {
+    const BYTES_MAX: u64 = 1 << 20;
+    let file = path.join("generation_config.json");
+    let small = std::fs::metadata(&file).is_ok_and(|meta| meta.len() <= BYTES_MAX);
+    let text = if small { std::fs::read(&file).unwrap_or_default() } else { Vec::new() };
+    let config: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    let number = |name: &str, least: f64, most: f64| {
+        let value = config.get(name)?.as_f64()?;
+        (least..=most).contains(&value).then_some(value as f32)
+    };
+    SamplingDefaults {
+        temperature: number("temperature", 0.0, 100.0),
+        top_p: number("top_p", f64::from(f32::MIN_POSITIVE), 1.0),
+        top_k: number("top_k", 0.0, 1e6).map(|k| k as u32),
+        min_p: number("min_p", 0.0, 1.0),
+        repetition_penalty: number("repetition_penalty", 0.01, 100.0),
+    }
+}
+
+/// A model for which there is room.
+pub struct Prepared {
+    /// Its files.
+    pub resolved: Resolved,
+    /// What is in them.
+    pub checkpoint: Checkpoint,
+    /// The room.
+    pub fit: Fit,
+    args: EngineArgs,
+}
+
+/// Opens a model and finds room for it, before anything large is touched.
+pub fn prepare(name: &str, args: &EngineArgs) -> Result<Prepared> {
+    let (resolved, checkpoint) = open(name)?;
+    let wishes = wishes(&checkpoint, args);
+    let fit = memory::fit(checkpoint.spec(), &wishes)?;
+    Ok(Prepared { resolved, checkpoint, fit, args: args.clone() })
+}
+
+/// What flags and machine say about memory.
+pub fn wishes(checkpoint: &Checkpoint, args: &EngineArgs) -> Wishes {
+    Wishes {
+        weight_bytes: checkpoint.weight_bytes(),
+        available_bytes: pomona_device::available_memory().unwrap_or(MEMORY_ASSUMED),
+        kv_element_bytes: kv_element_bytes(args),
+        max_model_len: args.max_model_len,
+        max_num_seqs: args.max_num_seqs,
+        max_num_batched_tokens: args.max_num_batched_tokens,
+        kv_bytes: args.kv_cache_memory,
+    }
+}
+
+fn kv_element_bytes(args: &EngineArgs) -> u32 {
+    args.kv_cache_dtype.0.bytes() as u32
+}
+
+/// A running replica and what is needed to talk to it in text.
+pub struct Loaded {
+    /// Running.
+    pub engine: Engine,
+    /// The model's.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The model's, or the one that was given; `None` for a base model.
+    pub template: Option<Arc<ChatTemplate>>,
+    defaults: SamplingDefaults,
+}
+
+impl Loaded {
+    /// The same for the gateway, under these names.
+    pub fn served(&self, names: Vec<String>) -> ServedModel {
+        ServedModel {
+            names,
+            replica: self.engine.replica(),
+            tokenizer: self.tokenizer.clone(),
+            template: self.template.clone(),
+            defaults: self.defaults.clone(),
+        }
+    }
+}
+
+impl Prepared {
+    /// Loads weights and tokenizer side by side and starts the engine.
+    pub fn load(self) -> Result<Loaded> {
+        self.load_with_template(None)
+    }
+
+    /// The same, with a chat template in place of the model's.
+    pub fn load_with_template(self, template: Option<&str>) -> Result<Loaded> {
+        let (tokenizer, model) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| tokenizer(&self.checkpoint));
+            let model = self.load_weights();
+            (tokenizer.join().unwrap_or_else(|_| Err(anyhow!("the tokenizer failed"))), model)
+        });
+        let (tokenizer, (model, ops)) = (tokenizer?, model?);
+        let text = |id: Option<u32>| id.map(|id| tokenizer.token_text(id));
+        let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
+        let template = template
+            .or(self.checkpoint.chat_template())
+            .map(|source| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()))
+            .transpose()
+            .context("cannot use the chat template; --chat-template FILE takes another")?;
+        let mut ends: Vec<u32> = self.checkpoint.eos_token_ids().to_vec();
+        ends.extend(tokenizer.end_ids());
+        ends.sort_unstable();
+        ends.dedup();
+        let engine = Engine::start(self.engine_config(ends), model, ops)?;
+        let template = template.map(Arc::new);
+        let defaults = sampling_defaults(&self.resolved.path);
+        Ok(Loaded { engine, tokenizer: Arc::new(tokenizer), template, defaults })
+    }
+
+    fn engine_config(&self, eos_token_ids: Vec<u32>) -> EngineConfig {
+        EngineConfig {
+            name: self.resolved.name.as_str().into(),
+            max_model_len: self.fit.max_model_len,
+            max_num_seqs: self.args.max_num_seqs,
+            max_num_batched_tokens: self.args.max_num_batched_tokens,
+            kv_dtype: self.args.kv_cache_dtype.0,
+            kv_blocks: self.fit.kv_blocks,
+            prefix_caching: self.args.prefix_caching(),
+            ordering: match self.args.scheduling_policy {
+                Policy::Fcfs => Ordering::Fcfs,
+                Policy::Priority => Ordering::Priority,
+                Policy::Fair => Ordering::Fair,
+            },
+            max_waiting: self.args.max_waiting,
+            eos_token_ids,
+            seed: self.args.seed,
+        }
+    }
+
+    fn load_weights(&self) -> Result<(Box<dyn pomona_models::Model>, Arc<dyn Ops>)> {
+        let ops: Arc<dyn Ops> = Arc::new(CpuOps::detect(threads(&self.args)));
+        let begun = Instant::now();
+        let mut progress: Option<Progress> = None;
+        let total = self.checkpoint.weight_bytes();
+        let mut show = |done: u64| {
+            if begun.elapsed() >= PATIENCE {
+                progress.get_or_insert_with(|| Progress::new("loading", Some(total))).set(done);
+            }
+        };
+        let options = LoadOptions {
+            max_tokens: self.args.max_num_batched_tokens as usize,
+            max_outputs: self.args.max_num_batched_tokens as usize,
+        };
+        let model = self
+            .checkpoint
+            .load(ops.as_ref(), &options, &mut show)
+            .with_context(|| format!("cannot load {}", self.resolved.path.display()))?;
+        Ok((model, ops))
+    }
+
+    /// Bytes of a number of KV.
+    pub fn kv_element_bytes(&self) -> u32 {
+        kv_element_bytes(&self.args)
+    }
+
+    /// What the model costs, for measurements.
+    pub fn facts(&self) -> Facts {
+        let spec = self.checkpoint.spec();
+        let embedding = u64::from(spec.vocab) * u64::from(spec.hidden);
+        let (mut weights, mut table_bytes, mut has_output) = (0u64, 0u64, false);
+        for tensor in self.checkpoint.tensors() {
+            weights += tensor.shape.iter().map(|n| *n as u64).product::<u64>();
+            let name = tensor.name.as_str();
+            if name.contains("embed_tokens.weight") || name == "token_embd.weight" {
+                table_bytes = tensor.bytes;
+            }
+            has_output |= matches!(name, "lm_head.weight" | "output.weight");
+        }
+        // A tied table is read as the output matrix; an untied one only a row at a time.
+        let tables = if has_output { 2 } else { 1 };
+        let weight_bytes = self.checkpoint.weight_bytes();
+        Facts {
+            name: self.resolved.name.clone(),
+            architecture: spec.architecture.clone(),
+            weight_bytes,
+            step_bytes: weight_bytes - if has_output { table_bytes } else { 0 },
+            layer_weights: weights.saturating_sub(tables * embedding),
+            output_weights: embedding,
+            kv_bytes: self.fit.kv_bytes,
+            kv_token_bytes: memory::kv_token_bytes(spec, self.kv_element_bytes()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recommendations_are_taken_where_they_make_sense() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(sampling_defaults(folder.path()), SamplingDefaults::default());
+        let text = r#"{"temperature": 0.6, "top_k": 20, "top_p": 7, "do_sample": true}"#;
+        std::fs::write(folder.path().join("generation_config.json"), text).unwrap();
+        let defaults = sampling_defaults(folder.path());
+        assert_eq!((defaults.temperature, defaults.top_k), (Some(0.6), Some(20)));
+        assert_eq!(defaults.top_p, None);
+    }
+}

@@ -1,0 +1,310 @@
+//! What a model will need in memory, and how much of it goes to keys and values. Decides with
+//! numbers it is given; measures and allocates nothing.
+
+use anyhow::{Result, bail};
+use pomona_types::{BLOCK_TOKENS, LayerKind, ModelSpec};
+
+use crate::models::progress::human_bytes;
+
+/// Tokens of KV that each running sequence gets by default.
+const TOKENS_PER_SEQUENCE: u32 = 1024;
+/// Share of the free memory that KV may take by default, as a divisor.
+const KV_SHARE_DIVISOR: u64 = 4;
+/// For the program itself, its stacks, tokenizer and buffers of connections.
+const PROGRAM_BYTES: u64 = 64 << 20;
+
+/// What is wanted and what there is.
+#[derive(Clone, Copy, Debug)]
+pub struct Wishes {
+    /// Bytes of all weights.
+    pub weight_bytes: u64,
+    /// Bytes that can be used without swapping, caches given up.
+    pub available_bytes: u64,
+    /// Bytes of one number of KV.
+    pub kv_element_bytes: u32,
+    /// Longest sequence, if the user says.
+    pub max_model_len: Option<u32>,
+    /// Sequences at once.
+    pub max_num_seqs: u32,
+    /// Tokens in a step.
+    pub max_num_batched_tokens: u32,
+    /// Memory for KV, if the user says.
+    pub kv_bytes: Option<u64>,
+}
+
+/// What will be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// Longest sequence.
+    pub max_model_len: u32,
+    /// Blocks of KV.
+    pub kv_blocks: u32,
+    /// Their bytes. Touched only as far as they are used.
+    pub kv_bytes: u64,
+    /// Bytes of weights.
+    pub weight_bytes: u64,
+    /// Bytes of activations and of the program, estimated.
+    pub scratch_bytes: u64,
+}
+
+impl Fit {
+    /// All of it.
+    pub fn total_bytes(&self) -> u64 {
+        self.weight_bytes + self.kv_bytes + self.scratch_bytes
+    }
+}
+
+/// Finds room for a model.
+///
+/// # Errors
+/// When there is none, or the wishes contradict the model or each other; says what to change.
+pub fn fit(spec: &ModelSpec, wishes: &Wishes) -> Result<Fit> {
+    if wishes.max_num_batched_tokens < wishes.max_num_seqs {
+        bail!(
+            "--max-num-batched-tokens {} is less than --max-num-seqs {}: each running sequence \
+             takes a token in each step, so raise the one or lower the other",
+            wishes.max_num_batched_tokens,
+            wishes.max_num_seqs
+        );
+    }
+    let scratch_bytes = scratch_bytes(spec, wishes.max_num_batched_tokens);
+    let fixed = wishes.weight_bytes.saturating_add(scratch_bytes);
+    let free = wishes.available_bytes.saturating_sub(fixed);
+    let block_bytes = spec.block_bytes(wishes.kv_element_bytes).max(1);
+    let step = wishes.max_num_batched_tokens;
+    let least = blocks_for(spec, BLOCK_TOKENS, step) * block_bytes;
+    if free < least {
+        bail!(
+            "not enough memory: the model needs {} for weights and {} beside them, and {} are \
+             available. Stop other programs, or choose a smaller or more quantised model",
+            human_bytes(wishes.weight_bytes),
+            human_bytes(scratch_bytes + least),
+            human_bytes(wishes.available_bytes),
+        );
+    }
+    let budget = match wishes.kv_bytes {
+        Some(bytes) if bytes > free => bail!(
+            "--kv-cache-memory {} is more than the {} that weights and activations leave of {} \
+             available",
+            human_bytes(bytes),
+            human_bytes(free),
+            human_bytes(wishes.available_bytes),
+        ),
+        Some(bytes) => bytes,
+        None => free / KV_SHARE_DIVISOR,
+    };
+    let max_model_len = max_model_len(spec, wishes, budget, free)?;
+    let longest = blocks_for(spec, max_model_len, step);
+    let blocks = match wishes.kv_bytes {
+        Some(bytes) => bytes / block_bytes,
+        None => {
+            let each = TOKENS_PER_SEQUENCE.min(max_model_len);
+            let comfortable = blocks_for(spec, each, step) * u64::from(wishes.max_num_seqs);
+            comfortable.min(budget / block_bytes).max(longest)
+        }
+    };
+    // A token's place in the pool is a 32-bit number.
+    const BLOCKS_MAX: u32 = u32::MAX / BLOCK_TOKENS - 1;
+    let kv_blocks = u32::try_from(blocks).unwrap_or(BLOCKS_MAX).min(BLOCKS_MAX);
+    Ok(Fit {
+        max_model_len,
+        kv_blocks,
+        kv_bytes: u64::from(kv_blocks) * block_bytes,
+        weight_bytes: wishes.weight_bytes,
+        scratch_bytes,
+    })
+}
+
+/// The wished length, or the longest that the model allows and the budget holds.
+fn max_model_len(spec: &ModelSpec, wishes: &Wishes, budget: u64, free: u64) -> Result<u32> {
+    let block_bytes = spec.block_bytes(wishes.kv_element_bytes).max(1);
+    let step = wishes.max_num_batched_tokens;
+    let longest_that_fits = |bytes: u64| {
+        let blocks = bytes / block_bytes;
+        // Blocks grow with length: the last length, in whole blocks, that fits.
+        let (mut low, mut high) = (0u32, spec.max_position.div_ceil(BLOCK_TOKENS));
+        while low < high {
+            let middle = high - (high - low) / 2;
+            if blocks_for(spec, middle * BLOCK_TOKENS, step) <= blocks {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        (low * BLOCK_TOKENS).min(spec.max_position)
+    };
+    match wishes.max_model_len {
+        Some(len) if len > spec.max_position => bail!(
+            "--max-model-len {len} is longer than the {} tokens that the model declares: choose \
+             at most that",
+            spec.max_position
+        ),
+        Some(len) => {
+            let room = wishes.kv_bytes.unwrap_or(free);
+            let needed = blocks_for(spec, len, step) * block_bytes;
+            if needed > room {
+                bail!(
+                    "one sequence of --max-model-len {len} needs {} of keys and values, and there \
+                     is room for {}: choose at most --max-model-len {}{}",
+                    human_bytes(needed),
+                    human_bytes(room),
+                    longest_that_fits(room),
+                    if wishes.kv_bytes.is_some() { " or more --kv-cache-memory" } else { "" },
+                );
+            }
+            Ok(len)
+        }
+        None => match longest_that_fits(budget) {
+            0 => bail!(
+                "{} of keys and values do not hold a single block of {BLOCK_TOKENS} tokens: \
+                 give more --kv-cache-memory (a block needs {})",
+                human_bytes(budget),
+                human_bytes(blocks_for(spec, BLOCK_TOKENS, step) * block_bytes),
+            ),
+            len => Ok(len),
+        },
+    }
+}
+
+/// Blocks that one sequence of `tokens` needs at most, over all layer groups, when a step computes
+/// up to `step_tokens`. The scheduler counts the same way when it admits a request: a sliding layer
+/// keeps its window, the tokens of the step, and the block that both begin in the middle of.
+pub fn blocks_for(spec: &ModelSpec, tokens: u32, step_tokens: u32) -> u64 {
+    let all = u64::from(tokens.div_ceil(BLOCK_TOKENS));
+    let of_kind = |kind: LayerKind| match kind {
+        LayerKind::Full => all,
+        LayerKind::Sliding { window } => {
+            let span = u64::from(window) + u64::from(step_tokens);
+            all.min(span.div_ceil(u64::from(BLOCK_TOKENS)) + 1)
+        }
+    };
+    spec.layer_groups().iter().map(|group| of_kind(group.kind)).sum()
+}
+
+/// KV bytes of one token in all layers, sliding windows not yet left behind.
+pub fn kv_token_bytes(spec: &ModelSpec, element_bytes: u32) -> u64 {
+    spec.layer_groups().len() as u64 * spec.block_bytes(element_bytes) / u64::from(BLOCK_TOKENS)
+}
+
+/// KV bytes that a decode step reads for one sequence of `tokens`: whole layers read all of them,
+/// sliding layers their window.
+pub fn kv_read_bytes(spec: &ModelSpec, element_bytes: u32, tokens: f64) -> f64 {
+    let token = 2.0 * f64::from(spec.kv_heads * spec.head_dim * element_bytes);
+    let seen = |kind: &LayerKind| match kind {
+        LayerKind::Full => tokens,
+        LayerKind::Sliding { window } => tokens.min(f64::from(*window)),
+    };
+    spec.layers.iter().map(|kind| token * seen(kind)).sum()
+}
+
+/// Activations of a step: the residual stream and its norm, queries and outputs, keys and values,
+/// gate and up, a few rows of logits, all f32; and the program.
+fn scratch_bytes(spec: &ModelSpec, tokens: u32) -> u64 {
+    let heads = 2 * spec.heads + 2 * spec.kv_heads;
+    let row = 4 * u64::from(spec.hidden)
+        + u64::from(heads) * u64::from(spec.head_dim)
+        + 2 * u64::from(spec.ffn);
+    const LOGIT_ROWS: u64 = 64;
+    let logits = LOGIT_ROWS.min(u64::from(tokens)) * u64::from(spec.vocab);
+    (row * u64::from(tokens) + logits) * 4 + PROGRAM_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sizes of SmolLM2 135M.
+    fn spec() -> ModelSpec {
+        ModelSpec {
+            architecture: "llama".into(),
+            hidden: 576,
+            ffn: 1536,
+            heads: 9,
+            kv_heads: 3,
+            head_dim: 64,
+            vocab: 49152,
+            max_position: 8192,
+            layers: vec![LayerKind::Full; 30],
+        }
+    }
+
+    fn wishes() -> Wishes {
+        Wishes {
+            weight_bytes: 98 << 20,
+            available_bytes: 12 << 30,
+            kv_element_bytes: 2,
+            max_model_len: None,
+            max_num_seqs: 64,
+            max_num_batched_tokens: 512,
+            kv_bytes: None,
+        }
+    }
+
+    fn refusal(wishes: Wishes) -> String {
+        fit(&spec(), &wishes).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_roomy_machine_gives_the_whole_context_and_room_for_all() {
+        let fit = fit(&spec(), &wishes()).unwrap();
+        assert_eq!(fit.max_model_len, 8192);
+        assert_eq!(fit.kv_blocks, 64 * 64);
+        assert_eq!(fit.kv_bytes, 64 * 1024 * 2 * 30 * 2 * 3 * 64);
+    }
+
+    #[test]
+    fn a_tight_machine_shortens_the_context() {
+        let tight = Wishes { available_bytes: 700 << 20, ..wishes() };
+        let fit = fit(&spec(), &tight).unwrap();
+        assert!((1024..8192).contains(&fit.max_model_len), "{fit:?}");
+        assert!(u64::from(fit.kv_blocks) * 16 >= u64::from(fit.max_model_len));
+        assert!(fit.total_bytes() <= tight.available_bytes);
+    }
+
+    #[test]
+    fn too_little_memory_names_all_three_numbers() {
+        let text = refusal(Wishes { available_bytes: 120 << 20, ..wishes() });
+        assert!(text.contains("98 MiB for weights") && text.contains("120 MiB are available"));
+    }
+
+    #[test]
+    fn wishes_that_contradict_are_refused_with_a_number_that_works() {
+        let long = refusal(Wishes { max_model_len: Some(10_000), ..wishes() });
+        assert!(long.contains("8192 tokens that the model declares"), "{long}");
+        let text =
+            refusal(Wishes { max_model_len: Some(8192), kv_bytes: Some(50 << 20), ..wishes() });
+        assert!(text.contains("--max-model-len 2272 or more --kv-cache-memory"), "{text}");
+        let ok = Wishes { max_model_len: Some(2272), kv_bytes: Some(50 << 20), ..wishes() };
+        assert!(fit(&spec(), &ok).is_ok());
+        assert!(refusal(Wishes { kv_bytes: Some(64 << 30), ..wishes() }).contains("is more than"));
+        assert!(refusal(Wishes { kv_bytes: Some(9), ..wishes() }).contains("single block"));
+    }
+
+    #[test]
+    fn a_length_that_is_asked_for_gets_its_blocks() {
+        let fit = fit(&spec(), &Wishes { max_num_seqs: 1, ..wishes() }).unwrap();
+        assert_eq!(fit.kv_blocks, 8192 / 16);
+    }
+
+    #[test]
+    fn sliding_layers_need_blocks_for_their_window_only() {
+        let mut spec = spec();
+        spec.layers = vec![LayerKind::Sliding { window: 512 }; 4];
+        spec.layers.push(LayerKind::Full);
+        // Four groups of one sliding layer each, and one full.
+        assert_eq!(blocks_for(&spec, 160, 64), 5 * 10);
+        assert_eq!(blocks_for(&spec, 16_000, 64), 4 * 37 + 1000);
+    }
+
+    #[test]
+    fn a_step_has_room_for_every_sequence() {
+        let text = refusal(Wishes { max_num_batched_tokens: 32, ..wishes() });
+        assert!(text.contains("raise the one or lower the other"), "{text}");
+    }
+
+    #[test]
+    fn kv_of_a_token_counts_every_layer() {
+        assert_eq!(kv_token_bytes(&spec(), 2), 30 * 2 * 3 * 64 * 2);
+        assert_eq!(kv_read_bytes(&spec(), 2, 10.0), 10.0 * 30.0 * 2.0 * 3.0 * 64.0 * 2.0);
+    }
+}

@@ -1,0 +1,111 @@
+//! What the binary says when something is wrong with what it is given. The real binary each time.
+#![allow(clippy::unwrap_used)] // A panic is how a test fails.
+
+mod support;
+
+use std::fs;
+use std::net::TcpListener;
+
+use support::{pomona, refusal, test_model};
+
+/// Runs with arguments; what the refusal says.
+fn refused(arguments: &[&str]) -> String {
+    let home = tempfile::tempdir().unwrap();
+    refusal(&pomona(home.path()).args(arguments).output().unwrap())
+}
+
+#[test]
+fn a_missing_model_says_what_a_model_can_be() {
+    assert!(refused(&["serve", "nonsense", "--port", "0"]).contains("smollm2, gemma3-270m"));
+    assert!(refused(&["serve", "./absent.gguf", "--port", "0"]).contains("no such file"));
+    assert!(refused(&["inspect", "org/repo"]).contains("HF_ENDPOINT"));
+}
+
+#[test]
+fn a_port_in_use_is_known_before_anything_is_loaded() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let text = refused(&["serve", "./absent.gguf", "--port", &port]);
+    assert!(text.contains("another program listens") && text.contains("--port"), "{text}");
+}
+
+#[test]
+fn an_empty_file_is_no_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("empty.gguf");
+    fs::write(&path, "").unwrap();
+    let text = refused(&["serve", path.to_str().unwrap(), "--port", "0"]);
+    assert!(text.contains("empty.gguf"), "{text}");
+}
+
+#[test]
+fn noise_is_no_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("noise.gguf");
+    let noise: Vec<u8> =
+        (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 7) as u8).collect();
+    fs::write(&path, &noise).unwrap();
+    assert!(refused(&["inspect", path.to_str().unwrap()]).contains("noise.gguf"));
+    // The right beginning, then noise.
+    fs::write(&path, [b"GGUF\x03\0\0\0", &noise[..]].concat()).unwrap();
+    assert!(refused(&["inspect", path.to_str().unwrap()]).contains("noise.gguf"));
+}
+
+#[test]
+fn a_folder_without_a_model_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = refused(&["inspect", folder.path().to_str().unwrap()]);
+    assert!(text.contains("neither a config.json nor a .gguf file"), "{text}");
+    fs::write(folder.path().join("config.json"), "{}").unwrap();
+    refused(&["inspect", folder.path().to_str().unwrap()]);
+}
+
+#[test]
+fn a_truncated_model_is_refused_at_any_length() {
+    let Some(model) = test_model("POMONA_TEST_SMOLLM2") else { return };
+    let whole = fs::read(model).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cut.gguf");
+    for length in [3, 4, 23, 24, 100, 5_000, 1_000_000, whole.len() / 2, whole.len() - 1] {
+        fs::write(&path, &whole[..length]).unwrap();
+        let text = refused(&["serve", path.to_str().unwrap(), "--port", "0"]);
+        assert!(text.contains("cut.gguf"), "{length}: {text}");
+    }
+}
+
+#[test]
+fn limits_that_cannot_be_met_say_which_can() {
+    let Some(model) = test_model("POMONA_TEST_SMOLLM2") else { return };
+    let model = model.to_str().unwrap();
+    let serve = |flags: &[&str]| refused(&[&["serve", model, "--port", "0"], flags].concat());
+    assert!(serve(&["--max-model-len", "1000K"]).contains("8192 tokens that the model declares"));
+    let much = serve(&["--kv-cache-memory", "100TiB"]);
+    assert!(much.contains("--kv-cache-memory 100 TiB is more than"), "{much}");
+    let little = serve(&["--kv-cache-memory", "1KiB"]);
+    assert!(little.contains("give more --kv-cache-memory"), "{little}");
+}
+
+#[test]
+fn flags_that_make_no_sense_are_explained() {
+    for (flags, words) in [
+        (vec!["--dtype", "bfloat16"], "write auto or float32"),
+        (vec!["--kv-cache-dtype", "fp8"], "write auto, float32, float16 or bfloat16"),
+        (vec!["--max-model-len", "long"], "such as 8192 or 8K"),
+        (vec!["--kv-cache-memory", "much"], "such as 512MiB or 2GiB"),
+        (vec!["--max-num-seqs", "0"], "1..=4096"),
+        (vec!["--scheduling-policy", "random"], "fcfs, priority, fair"),
+        (vec!["--port", "99999"], "99999"),
+    ] {
+        let text = refused(&[vec!["serve", "smollm2"], flags].concat());
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn a_bench_of_nothing_and_of_nobody_says_what_to_give() {
+    assert!(refused(&["serve"]).contains("pomona serve smollm2"));
+    assert!(refused(&["bench"]).contains("pomona bench smollm2"));
+    assert!(refused(&["chat"]).contains("pomona chat smollm2"));
+    assert!(refused(&["chat", "--url", "localhost"]).contains("http://HOST:PORT"));
+    assert!(refused(&["chat", "--url", "http://127.0.0.1:9"]).contains("is the server running?"));
+}

@@ -1,0 +1,245 @@
+//! The binary with a real model: served, chatted with, drained, weighed. Skipped aloud without
+//! `POMONA_TEST_SMOLLM2`.
+#![allow(clippy::unwrap_used)] // A panic is how a test fails.
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use support::{pomona, test_model};
+
+/// What the process may hold beside weights and KV.
+const RESIDENT_EXTRA_MAX: u64 = 150 << 20;
+/// KV memory that the tests give.
+const KV_BYTES: u64 = 64 << 20;
+
+struct Served {
+    child: Child,
+    url: String,
+    ready_s: f64,
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Served {
+    fn start(model: &Path, flags: &[&str]) -> Served {
+        let home = tempfile::tempdir().unwrap();
+        let mut child = pomona(home.path())
+            .args(["serve", model.to_str().unwrap(), "--port", "0"])
+            .args(["--kv-cache-memory", &KV_BYTES.to_string(), "--served-model-name", "m"])
+            .args(flags)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(words[..2], ["ready", "at"], "{line}");
+        let (url, ready_s) = (words[2].to_owned(), words[4].parse().unwrap());
+        Served { child, url, ready_s, _stdout: stdout }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn post(&self, path: &str, body: Value) -> ureq::http::Response<ureq::Body> {
+        let config = ureq::Agent::config_builder().http_status_as_error(false).build();
+        let request = ureq::Agent::new_with_config(config).post(format!("{}{path}", self.url));
+        let request = request.header("Content-Type", "application/json");
+        request.send(body.to_string()).unwrap()
+    }
+
+    fn completion(&self, prompt: &str, max_tokens: u32) -> Value {
+        let body =
+            json!({"model": "m", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0});
+        let text = self.post("/v1/completions", body).body_mut().read_to_string().unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn field(&self, name: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
+    fn wait(&mut self, limit: Duration) -> Option<i32> {
+        let begun = Instant::now();
+        while begun.elapsed() < limit {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the server did not end within {limit:?}");
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn model() -> Option<PathBuf> {
+    test_model("POMONA_TEST_SMOLLM2")
+}
+
+#[test]
+fn it_is_ready_soon_and_holds_little_beside_weights_and_kv() {
+    let Some(model) = model() else { return };
+    let weights = std::fs::metadata(&model).unwrap().len();
+    let mut served = Served::start(&model, &[]);
+    // Unoptimised builds repack weights slowly; the promise is about release builds.
+    let limit_s = if cfg!(debug_assertions) { 20.0 } else { 1.0 };
+    assert!(served.ready_s < limit_s, "ready after {} s", served.ready_s);
+    let answer = served.completion(&"word ".repeat(600), 8);
+    assert_eq!(answer["usage"]["completion_tokens"], 8, "{answer}");
+    let peak = served.field("VmHWM:");
+    assert!(peak <= weights + KV_BYTES + RESIDENT_EXTRA_MAX, "{} MiB at most", peak >> 20);
+    served.signal(Signal::TERM);
+    assert_eq!(served.wait(Duration::from_secs(10)), Some(0));
+}
+
+#[test]
+fn a_signal_lets_a_running_answer_finish() {
+    let Some(model) = model() else { return };
+    let mut served = Served::start(&model, &[]);
+    let body = json!({"model": "m", "prompt": "Once", "max_tokens": 60, "ignore_eos": true,
+                      "stream": true});
+    let mut answer = served.post("/v1/completions", body);
+    let mut reader = BufReader::new(answer.body_mut().as_reader());
+    let mut first = String::new();
+    reader.read_line(&mut first).unwrap();
+    served.signal(Signal::TERM);
+    let mut rest = String::new();
+    reader.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("\"length\"") && rest.ends_with("data: [DONE]\n\n"), "{rest}");
+    assert_eq!(served.wait(Duration::from_secs(10)), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let Some(model) = model() else { return };
+    let mut served = Served::start(&model, &[]);
+    let body = json!({"model": "m", "prompt": "Once", "max_tokens": 1000, "ignore_eos": true,
+                      "stream": true});
+    let mut answer = served.post("/v1/completions", body);
+    let mut reader = BufReader::new(answer.body_mut().as_reader());
+    reader.read_line(&mut String::new()).unwrap();
+    served.signal(Signal::INT);
+    // The first signal is taken when new requests are refused.
+    while served.post("/v1/completions", json!({"prompt": "x"})).status() != 503 {}
+    served.signal(Signal::INT);
+    assert_eq!(served.wait(Duration::from_secs(2)), Some(130));
+}
+
+#[test]
+fn run_answers_the_same_twice_and_tokenize_agrees_with_itself() {
+    let Some(model) = model() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let model = model.to_str().unwrap().to_owned();
+    let run = || {
+        let mut command = pomona(home.path());
+        command.args(["run", &model, "Name a colour.", "--temperature", "0", "--max-tokens", "8"]);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let answer = run();
+    assert!(!answer.trim().is_empty());
+    assert_eq!(answer, run());
+    let count = pomona(home.path()).args(["tokenize", &model, "a b", "--count"]).output().unwrap();
+    let ids = pomona(home.path()).args(["tokenize", &model, "a b", "--json"]).output().unwrap();
+    let ids: Vec<u32> = serde_json::from_slice(&ids.stdout).unwrap();
+    assert_eq!(String::from_utf8_lossy(&count.stdout).trim(), ids.len().to_string());
+}
+
+#[test]
+fn chat_remembers_and_takes_commands_from_a_pipe() {
+    let Some(model) = model() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let mut child = pomona(home.path())
+        .args(["chat", model.to_str().unwrap(), "--temperature", "0", "--max-tokens", "12"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"Say hello.\n/set top_k 1\n/reset\n/exit\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(!String::from_utf8_lossy(&output.stdout).trim().is_empty());
+    assert!(said.contains("tokens/s") && said.contains("a new conversation"), "{said}");
+}
+
+#[test]
+fn perplexity_is_that_of_a_model_that_reads() {
+    let Some(model) = model() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let text = home.path().join("text");
+    std::fs::write(&text, "The cat sat on the mat, and the dog sat on the floor. ".repeat(20))
+        .unwrap();
+    let output = pomona(home.path())
+        .args(["perplexity", model.to_str().unwrap(), text.to_str().unwrap()])
+        .args(["--context", "64", "--json"])
+        .output()
+        .unwrap();
+    let found: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    let perplexity = found["perplexity"].as_f64().unwrap();
+    // Repeated text is nearly certain by the second half of a chunk; noise would be near 49,152.
+    assert!((1.0..5.0).contains(&perplexity), "{found}");
+    assert_eq!(found["tokens"], found["chunks"].as_u64().unwrap() * 31, "{found}");
+}
+
+#[test]
+fn bench_reports_every_figure() {
+    let Some(model) = model() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let json = home.path().join("report.json");
+    let output = pomona(home.path())
+        .args(["bench", model.to_str().unwrap(), "--repeats", "1", "--clients", "1,2"])
+        .args([
+            "--input-tokens",
+            "32",
+            "--output-tokens",
+            "8",
+            "--requests-per-client",
+            "1",
+            "--max-model-len",
+            "128",
+        ])
+        .args(["--kv-cache-memory", &KV_BYTES.to_string(), "--json"])
+        .arg(&json)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    for path in [
+        "/machine/read_gb_per_s",
+        "/machine/f32_gflop_per_s",
+        "/model/step_bytes",
+        "/engine/0/tokens_per_s/median",
+        "/engine/2/limits/of_bandwidth",
+        "/ready_s/median",
+        "/memory/resident_peak",
+        "/served/1/output_tokens_per_s/median",
+        "/served/1/ttft_ms/p99",
+        "/served/1/inter_token_ms/p50",
+        "/served/1/limits/of_f32_peak",
+    ] {
+        let value = report.pointer(path).and_then(Value::as_f64);
+        assert!(value.is_some_and(|v| v > 0.0), "{path}: {report}");
+    }
+    assert_eq!(report["served"][0]["failed"], 0);
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(table.contains("prefill 64") && table.contains("clients"), "{table}");
+}

@@ -1,0 +1,40 @@
+//! What the tests of the binary share: a way to run it, and a hub that misbehaves on demand.
+// Each test file uses a part; a panic is how a test fails.
+#![allow(dead_code, clippy::unwrap_used)]
+
+pub mod hub;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// The binary with an empty environment but for what it needs, its cache in `home`.
+pub fn pomona(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pomona"));
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("POMONA_HOME", home)
+        .env("HF_HUB_CACHE", home.join("no-shared-cache"))
+        // Nobody listens on the discard port of this machine.
+        .env("HF_ENDPOINT", "http://127.0.0.1:9");
+    command
+}
+
+/// Standard error, which must be that of a refusal: a failure with words and without a panic.
+pub fn refusal(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "it succeeded: {text}");
+    assert!(output.status.code().is_some(), "it was killed: {text}");
+    assert!(!text.contains("panicked"), "{text}");
+    assert!(text.contains("error:"), "{text}");
+    text
+}
+
+/// The model of the environment variable, or `None`, said aloud.
+pub fn test_model(variable: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os(variable).map(std::path::PathBuf::from);
+    if path.is_none() {
+        eprintln!("SKIPPED: {variable} names no model file");
+    }
+    path
+}
