@@ -50,7 +50,7 @@ async fn metrics_have_vllms_names_and_count_what_happened() {
     let complete = async |body| server.post("/v1/completions", &body).await.ok();
     complete(json!({ "prompt": "x".repeat(20) })).await;
     complete(json!({ "prompt": "abc", "max_tokens": 2 })).await;
-    complete(json!({ "prompt": "abc", "stop": "two" })).await;
+    complete(json!({ "prompt": "abc", "stop": "ne" })).await;
     let body = json!({ "prompt": "abc", "ignore_eos": true, "max_tokens": 2000, "stream": true });
     let mut opened = server.open("POST", "/v1/completions", &[], &body.to_string()).await;
     opened.piece().await.unwrap();
