@@ -1,0 +1,197 @@
+//! Logits of tiny random checkpoints against those that transformers computed (`tools/golden`), for
+//! a whole prefill, token by token, in odd chunks, and with two sequences in a batch.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pomona_device::{ArenaDevice, DType, Device, Pool, View};
+use pomona_kernels::{Batch, CpuOps, Isa, KvLayer, Ops, Span};
+use pomona_models::{Checkpoint, KvCache, LoadOptions, Model};
+
+const BLOCK: u32 = 16;
+/// Blocks of each layer group in these tests.
+const BLOCKS: u32 = 16;
+
+/// A model with its cache, driven without a scheduler: sequence `s` has blocks `s * 6..` in
+/// reverse order.
+struct Bench {
+    ops: Arc<dyn Ops>,
+    model: Box<dyn Model>,
+    kv: KvCache,
+    groups: usize,
+}
+
+fn view(device: &dyn Device, values: &[u32]) -> View {
+    let view = device.alloc_view(DType::U32, &[values.len()]).unwrap();
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
+    device.upload(&bytes, &view).unwrap();
+    view
+}
+
+impl Bench {
+    fn new(path: &std::path::Path, ops: Arc<dyn Ops>) -> Bench {
+        let checkpoint = Checkpoint::open(path).unwrap();
+        let options = LoadOptions { max_tokens: 64, max_outputs: 64 };
+        let mut last = 0;
+        let model = checkpoint.load(ops.as_ref(), &options, &mut |done| last = done).unwrap();
+        assert!(last > 0 && last <= checkpoint.weight_bytes());
+        let spec = model.spec();
+        let groups = spec.layer_groups();
+        let shape = [BLOCKS as usize, spec.kv_heads as usize, 16, spec.head_dim as usize];
+        let cache = || ops.device().alloc_view(DType::F32, &shape).unwrap();
+        let layers = spec.layers.iter().map(|_| KvLayer { k: cache(), v: cache() }).collect();
+        let group = |l: usize| groups.iter().position(|g| g.layers.contains(&(l as u32))).unwrap();
+        let group_of = (0..spec.layers.len()).map(group).collect();
+        Bench { model, kv: KvCache { layers, group_of }, groups: groups.len(), ops }
+    }
+
+    /// Runs rows `(sequence, start, tokens)` as one batch; logits of all of them.
+    fn run(&mut self, rows: &[(u32, u32, &[u32])]) -> Vec<f32> {
+        let device = self.ops.device().clone();
+        let (mut tokens, mut positions, mut slots) = (vec![], vec![], vec![]);
+        let (mut spans, mut table) = (vec![], vec![]);
+        for (sequence, start, row) in rows {
+            let blocks: Vec<u32> = (0..6).rev().map(|b| sequence * 6 + b).collect();
+            let (first_row, count) = (tokens.len() as u32, row.len() as u32);
+            let (at, table_len) = (table.len() as u32, 6);
+            spans.push(Span { first_row, rows: count, start: *start, table: at, table_len });
+            for p in *start..start + count {
+                positions.push(p);
+                slots.push(blocks[(p / BLOCK) as usize] * BLOCK + p % BLOCK);
+            }
+            tokens.extend_from_slice(row);
+            table.extend(blocks);
+        }
+        let all: Vec<u32> = (0..tokens.len() as u32).collect();
+        let batch = Batch {
+            tokens: view(device.as_ref(), &tokens),
+            positions: view(device.as_ref(), &positions),
+            slots: (0..self.groups).map(|_| view(device.as_ref(), &slots)).collect(),
+            tables: vec![table; self.groups],
+            spans,
+            logit_rows: view(device.as_ref(), &all),
+        };
+        self.model.forward(self.ops.as_ref(), &batch, &self.kv).unwrap();
+        let vocab = self.model.spec().vocab as usize;
+        let mut logits = Vec::new();
+        for start in (0..tokens.len()).step_by(7) {
+            let end = tokens.len().min(start + 7);
+            let out = device.alloc_view(DType::F32, &[end - start, vocab]).unwrap();
+            self.model.logits(self.ops.as_ref(), start..end, &out).unwrap();
+            let mut bytes = vec![0; out.bytes()];
+            device.download(&out, &mut bytes).unwrap();
+            logits.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_ne_bytes(*b)));
+        }
+        logits
+    }
+
+    /// One sequence in chunks of the given size.
+    fn chunked(&mut self, sequence: u32, tokens: &[u32], chunk: usize) -> Vec<f32> {
+        let mut logits = Vec::new();
+        for (i, row) in tokens.chunks(chunk).enumerate() {
+            logits.extend(self.run(&[(sequence, (i * chunk) as u32, row)]));
+        }
+        logits
+    }
+}
+
+fn golden(name: &str) -> (PathBuf, Vec<u32>, Vec<f32>) {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let tokens = serde_json::from_slice(&std::fs::read(folder.join("tokens.json")).unwrap());
+    let expected = std::fs::read(folder.join("expected.f32")).unwrap();
+    let expected = expected.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    (folder, tokens.unwrap(), expected)
+}
+
+fn check(found: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let size = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let error = found.iter().zip(expected).fold(0.0f32, |m, (f, e)| m.max((f - e).abs()));
+    assert!(error <= 1e-4 * size, "{what}: error {error} of {size}");
+    eprintln!("{what}: relative error {:.1e}", error / size);
+}
+
+fn check_all(name: &str) {
+    let (folder, tokens, expected) = golden(name);
+    for isa in Isa::available() {
+        let memory = Arc::new(pomona_device::HostDevice::new());
+        let ops = Arc::new(CpuOps::new(memory, Pool::new(2), isa));
+        let mut bench = Bench::new(&folder, ops);
+        let whole = bench.chunked(0, &tokens, 64);
+        check(&whole, &expected, &format!("{name}, {}", isa.name()));
+        // However it is cut, the bits are the same.
+        for chunk in [1, 5, 17] {
+            assert!(bench.chunked(1, &tokens, chunk) == whole, "{name}: chunks of {chunk}");
+        }
+        // Beside another sequence: prefill of one, decode of the other, in one batch.
+        let vocab = expected.len() / tokens.len();
+        bench.chunked(0, &tokens[..40], 64);
+        let both = bench.run(&[(0, 40, &tokens[40..41]), (1, 0, &tokens[..20])]);
+        assert!(both[..vocab] == whole[40 * vocab..41 * vocab], "{name}: decode in a mixed batch");
+        assert!(both[vocab..] == whole[..20 * vocab], "{name}: prefill in a mixed batch");
+    }
+}
+
+#[test]
+fn llama_agrees_with_transformers() {
+    check_all("llama");
+}
+
+#[test]
+fn llama_3_rope_scaling_and_tied_embeddings_agree() {
+    check_all("llama3");
+}
+
+#[test]
+fn half_precision_and_sharded_checkpoints_agree() {
+    check_all("llama-f16-sharded");
+    check_all("qwen3-bf16");
+}
+
+#[test]
+fn mistral_agrees_beyond_its_window() {
+    check_all("mistral");
+}
+
+#[test]
+fn qwen2_agrees() {
+    check_all("qwen2");
+}
+
+#[test]
+fn qwen3_agrees() {
+    check_all("qwen3");
+}
+
+#[test]
+fn gemma_3_agrees_beyond_its_window() {
+    check_all("gemma3");
+}
+
+/// The seat of a GPU: a device whose memory faults when the host touches it gives equal logits.
+fn same_on_a_guarded_arena(path: &std::path::Path, tokens: &[u32], arena_bytes: usize) {
+    let memory = Arc::new(ArenaDevice::new(arena_bytes).unwrap());
+    let arena = Arc::new(CpuOps::new(memory, Pool::new(2), Isa::detect()));
+    let there = Bench::new(path, arena).chunked(0, tokens, 20);
+    let here = Bench::new(path, Arc::new(CpuOps::detect(2))).chunked(0, tokens, 20);
+    assert!(here == there, "logits differ between devices");
+}
+
+#[test]
+fn a_forward_never_touches_memory_itself() {
+    let (folder, tokens, _) = golden("gemma3");
+    same_on_a_guarded_arena(&folder, &tokens, 1 << 28);
+}
+
+#[test]
+fn smollm2_runs_on_a_guarded_arena_with_equal_logits() {
+    let Some(path) = std::env::var_os("POMONA_TEST_SMOLLM2") else {
+        let required = std::env::var("POMONA_REQUIRE").is_ok_and(|r| r.contains("smollm2"));
+        assert!(!required, "POMONA_TEST_SMOLLM2 must name SmolLM2's GGUF");
+        eprintln!("SKIPPED: set POMONA_TEST_SMOLLM2 to SmolLM2's GGUF to run this test");
+        return;
+    };
+    let tokens: Vec<u32> = (0..60).map(|i| 500 + i * 37).collect();
+    same_on_a_guarded_arena(path.as_ref(), &tokens, 2 << 30);
+}
