@@ -1,4 +1,4 @@
-//! Documents that must be there, and each crate's walkthrough.
+//! Documents that must be there, each crate's walkthrough, and the tests that promises name.
 
 use std::collections::BTreeSet;
 
@@ -40,6 +40,30 @@ pub fn check(tree: &Tree) -> Vec<Finding> {
             findings.push(Finding::new("docs/architecture.md", 0, "map", message).about(name));
         }
     }
+    findings.extend(promises(tree));
+    findings
+}
+
+/// Tests that `docs/promises.md` names and nobody has written.
+fn promises(tree: &Tree) -> Vec<Finding> {
+    const PROMISES: &str = "docs/promises.md";
+    let test = |name: &&str| {
+        let letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        name.chars().all(letter) && name.matches('_').count() > 1
+    };
+    let is_written = |name: &str| {
+        let heads = [format!("fn {name}("), format!("def {name}(")];
+        tree.texts().any(|(_, text)| heads.iter().any(|head| text.contains(head.as_str())))
+    };
+    let mut findings = Vec::new();
+    for (index, line) in tree.text(PROMISES).unwrap_or_default().lines().enumerate() {
+        for name in line.split('`').skip(1).step_by(2).filter(test) {
+            if !is_written(name) {
+                let message = format!("there is no test {name}");
+                findings.push(Finding::new(PROMISES, index + 1, "promise", message).about(name));
+            }
+        }
+    }
     findings
 }
 
@@ -59,5 +83,16 @@ mod tests {
         };
         assert!(rules(&Tree::of(&with)).is_empty());
         assert_eq!(rules(&Tree::of(&with[..1])).len(), 3);
+    }
+
+    #[test]
+    fn a_promise_names_a_test_that_exists() {
+        let tree = |promised: &str| {
+            let promises = format!("| it works | `{promised}`, `field_name` |\n");
+            let files = [("docs/promises.md", promises.as_str()), ("a.rs", "fn it_does_work() {}")];
+            super::promises(&Tree::of(&files))
+        };
+        assert!(tree("it_does_work").is_empty());
+        assert_eq!(tree("it_does_not_work").len(), 1);
     }
 }
