@@ -14,7 +14,7 @@ use super::prompts;
 use super::stats::{Percentiles, Spread};
 use crate::http::{Client, Refused};
 
-/// Words of the request that finds out how many tokens a word is.
+/// Most words of the request that finds out how many tokens a word is.
 const PROBE_WORDS: usize = 200;
 
 /// What every request asks for.
@@ -77,13 +77,15 @@ impl Target {
     /// Asks the server once, to learn how many words make a prompt of the wanted length and
     /// whether it understands `ignore_eos`.
     pub async fn probe(client: Client, shape: Shape) -> Result<Target> {
-        let mut target = Target { client, shape, words: PROBE_WORDS, ignore_eos: true };
-        let first = target.ask(prompts::words(PROBE_WORDS, 1)).await;
+        // No longer than the prompts themselves, which are known to fit.
+        let words = PROBE_WORDS.min(shape.input_tokens as usize).max(1);
+        let mut target = Target { client, shape, words, ignore_eos: true };
+        let first = target.ask(prompts::words(words, 1)).await;
         let sample = match first {
             // Not part of OpenAI's API; without it answers may be shorter than asked for.
             Err(error) if error.downcast_ref::<Refused>().is_some_and(|r| r.status < 500) => {
                 target.ignore_eos = false;
-                let again = target.ask(prompts::words(PROBE_WORDS, 1)).await;
+                let again = target.ask(prompts::words(words, 1)).await;
                 again.map_err(|_| error).context("the server refuses a plain completion")?
             }
             other => other?,
@@ -92,7 +94,7 @@ impl Target {
             bail!("the server reports no usage; tokens cannot be counted");
         }
         let wanted = f64::from(target.shape.input_tokens);
-        target.words = (wanted * PROBE_WORDS as f64 / sample.input_tokens as f64).round() as usize;
+        target.words = (wanted * words as f64 / sample.input_tokens as f64).round() as usize;
         Ok(target)
     }
 
