@@ -242,10 +242,20 @@ impl Shared {
         false
     }
 
-    /// Gives the scheduler what a step found.
-    pub(crate) fn commit(&self, plan: &StepPlan, result: &StepResult, effects: &mut Effects) {
+    /// Gives the scheduler what a step found. Takes arrivals in first: a request that came and was
+    /// cancelled during the step ends here, and its sink must be there to be told.
+    pub(crate) fn commit(
+        &self,
+        plan: &StepPlan,
+        result: &StepResult,
+        effects: &mut Effects,
+        active: &mut HashMap<RequestId, Active>,
+    ) {
         let now = self.now();
-        self.lock().state.commit(now, plan, result, effects);
+        let mut inner = self.lock();
+        active.extend(inner.arrivals.drain(..));
+        inner.state.commit(now, plan, result, effects);
+        drop(inner);
         self.steps.fetch_add(1, Relaxed);
         self.progress.store(now.0, Relaxed);
     }

@@ -98,7 +98,7 @@ impl Stepper {
         while self.shared.await_work(&mut self.plan, &mut self.effects, &mut self.active) {
             if !self.plan.rows.is_empty() {
                 self.compute()?;
-                self.shared.commit(&self.plan, &self.result, &mut self.effects);
+                self.shared.commit(&self.plan, &self.result, &mut self.effects, &mut self.active);
             }
             self.deliver();
         }

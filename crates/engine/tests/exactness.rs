@@ -64,8 +64,8 @@ fn request(index: u64) -> Request {
     let mut dice = Dice(1_000 + index, 0);
     let family = index % 4;
     let mut shared = Dice(family, 0);
-    let shared_len = 16 + shared.below(80);
-    let own_len = 1 + dice.below(40);
+    let shared_len = 16 + shared.below(48);
+    let own_len = 1 + dice.below(24);
     let mut prompt: Vec<TokenId> =
         (0..shared_len).map(|_| 100 + shared.below(40_000) as TokenId).collect();
     prompt.extend((0..own_len).map(|_| 100 + dice.below(40_000) as TokenId));
@@ -148,7 +148,7 @@ fn tokens_do_not_depend_on_batch_chunking_threads_or_prefix_hits() {
     for mix in 0..MIXES / 10 {
         let mut dice = Dice(mix, 0);
         let threads = 1 + dice.below(3) as usize;
-        let budget = [16, 33, 64, 100, 256][dice.below(5) as usize];
+        let budget = [32, 33, 64, 100, 256][dice.below(5) as usize];
         let caching = dice.below(4) > 0;
         // The smallest pool forces preemption and eviction.
         let blocks = [40, 128, 512][dice.below(3) as usize];
