@@ -1,4 +1,8 @@
 //! The quantised product with AVX-512 and VNNI: 64 weights an instruction, decoded in registers.
+//!
+//! # Safety
+//! Each unsafe function here needs the instruction sets that its `target_feature` names, which
+//! [`Isa::Avx512`](crate::Isa) stands for, and pointers or slices that cover a whole chunk.
 
 use std::arch::x86_64::*;
 

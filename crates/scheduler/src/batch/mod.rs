@@ -1,8 +1,8 @@
 //! Requests to steps: continuous batching over paged blocks.
 //!
 //! One rule, no phases: a request has tokens computed and tokens known; each step hands out a token
-//! budget so that computed catches up with known. Chunked prefill, prefix hits, decode and recompute
-//! after a preemption all follow from it. [`State::plan`] decides, the caller computes,
+//! budget so that computed catches up with known. Chunked prefill, prefix hits, decode and
+//! recompute after a preemption all follow from it. [`State::plan`] decides, the caller computes,
 //! [`State::commit`] takes note.
 
 mod blocks;
