@@ -16,6 +16,7 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use minijinja::machinery::ast::Stmt;
 use minijinja::machinery::{CodeGenerator, Instructions, eval, make_string_output, parse};
@@ -107,7 +108,10 @@ impl ChatTemplate {
     /// Fails with [`TextError::Refused`] if the template says no to the conversation, with
     /// [`TextError::Exhausted`] at a limit, and else with [`TextError::Render`].
     pub fn render(&self, input: &ChatInput) -> Result<String, TextError> {
-        self.run(input).map_err(|error| self::error(&error))
+        // The engine can panic where we cannot look ahead: minijinja 3.0.5 does on `[][::-1]`.
+        let run = catch_unwind(AssertUnwindSafe(|| self.run(input)));
+        let panicked = |_| TextError::Render("the engine met a case it does not handle".into());
+        run.map_err(panicked)?.map_err(|error| self::error(&error))
     }
 
     fn compile(&self) -> Result<Program<'_>, Error> {
