@@ -68,6 +68,8 @@ impl<C> Clone for Packed<'_, C> {
 impl<C> Copy for Packed<'_, C> {}
 
 impl<C: Codec> Source for Packed<'_, C> {
+    /// # Safety
+    /// As for [`Source::chunk`].
     #[inline(always)]
     unsafe fn chunk(self, index: usize) -> Weights {
         // SAFETY: the caller's contract.
@@ -76,6 +78,8 @@ impl<C: Codec> Source for Packed<'_, C> {
 }
 
 impl Source for &[Chunk] {
+    /// # Safety
+    /// As for [`Source::chunk`].
     #[inline(always)]
     unsafe fn chunk(self, index: usize) -> Weights {
         let chunk = &self[index];
@@ -90,6 +94,8 @@ impl Source for &[Chunk] {
     }
 }
 
+/// # Safety
+/// The machine has this tier; rows, chunks and tokens are in bounds.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 unsafe fn rows<C: Codec>(slab: &Slab<'_>, activations: &Activations) {
     let chunks = slab.cols.div_ceil(CHUNK);
@@ -133,6 +139,9 @@ unsafe fn rows<C: Codec>(slab: &Slab<'_>, activations: &Activations) {
 const GROUP: usize = 8;
 
 /// Products of one row with a range of tokens.
+///
+/// # Safety
+/// The machine has this tier; rows, chunks and tokens are in bounds.
 #[inline(always)]
 unsafe fn tokens<S: Source>(
     slab: &Slab<'_>,
@@ -157,6 +166,9 @@ unsafe fn tokens<S: Source>(
 
 /// Products of one row with `T` tokens from `token`; the same operations for every `T`. Returns
 /// `T`.
+///
+/// # Safety
+/// The machine has this tier; rows, chunks and tokens are in bounds.
 #[inline(always)]
 unsafe fn dot<S: Source, const T: usize>(
     slab: &Slab<'_>,
@@ -209,6 +221,9 @@ fn two_blocks<const BYTES: usize>(row: &[u8], index: usize) -> (&[u8; BYTES], &[
 }
 
 /// One half-precision number per block, spread over its eight lanes.
+///
+/// # Safety
+/// The machine has this tier; rows, chunks and tokens are in bounds.
 #[inline(always)]
 unsafe fn spread<const BYTES: usize>(a: &[u8; BYTES], b: &[u8; BYTES], at: usize) -> __m512 {
     let half = |block: &[u8; BYTES]| i16::from_le_bytes([block[at], block[at + 1]]);
@@ -220,6 +235,9 @@ unsafe fn spread<const BYTES: usize>(a: &[u8; BYTES], b: &[u8; BYTES], at: usize
 }
 
 /// 16 bytes of nibbles from each block: low ones first.
+///
+/// # Safety
+/// The machine has this tier; rows, chunks and tokens are in bounds.
 #[inline(always)]
 unsafe fn nibbles<const BYTES: usize>(a: &[u8; BYTES], b: &[u8; BYTES], at: usize) -> __m512i {
     let load = |block: &[u8; BYTES]| {
@@ -237,6 +255,9 @@ unsafe fn nibbles<const BYTES: usize>(a: &[u8; BYTES], b: &[u8; BYTES], at: usiz
 }
 
 /// Sets bit 4 of each byte whose bit in the blocks' 32-bit words is set.
+///
+/// # Safety
+/// The machine has this tier; rows, chunks and tokens are in bounds.
 #[inline(always)]
 unsafe fn fifth_bits<const BYTES: usize>(
     w: __m512i,
@@ -252,6 +273,8 @@ unsafe fn fifth_bits<const BYTES: usize>(
     unsafe { _mm512_or_si512(w, _mm512_maskz_set1_epi8(mask, 16)) }
 }
 
+/// # Safety
+/// The machine has this tier; rows, chunks and tokens are in bounds.
 #[inline(always)]
 unsafe fn scaled(d: __m512, by: f32) -> __m512 {
     // SAFETY: register operations of the caller's features.
@@ -261,6 +284,8 @@ unsafe fn scaled(d: __m512, by: f32) -> __m512 {
 #[allow(non_camel_case_types)]
 struct Q4_0;
 impl Codec for Q4_0 {
+    /// # Safety
+    /// As for [`Source::chunk`].
     #[inline(always)]
     unsafe fn chunk(row: &[u8], index: usize) -> Weights {
         let (a, b) = two_blocks::<18>(row, index);
@@ -275,6 +300,8 @@ impl Codec for Q4_0 {
 #[allow(non_camel_case_types)]
 struct Q4_1;
 impl Codec for Q4_1 {
+    /// # Safety
+    /// As for [`Source::chunk`].
     #[inline(always)]
     unsafe fn chunk(row: &[u8], index: usize) -> Weights {
         let (a, b) = two_blocks::<20>(row, index);
@@ -286,6 +313,8 @@ impl Codec for Q4_1 {
 #[allow(non_camel_case_types)]
 struct Q5_0;
 impl Codec for Q5_0 {
+    /// # Safety
+    /// As for [`Source::chunk`].
     #[inline(always)]
     unsafe fn chunk(row: &[u8], index: usize) -> Weights {
         let (a, b) = two_blocks::<22>(row, index);
@@ -301,6 +330,8 @@ impl Codec for Q5_0 {
 #[allow(non_camel_case_types)]
 struct Q5_1;
 impl Codec for Q5_1 {
+    /// # Safety
+    /// As for [`Source::chunk`].
     #[inline(always)]
     unsafe fn chunk(row: &[u8], index: usize) -> Weights {
         let (a, b) = two_blocks::<24>(row, index);
@@ -315,6 +346,8 @@ impl Codec for Q5_1 {
 #[allow(non_camel_case_types)]
 struct Q8_0;
 impl Codec for Q8_0 {
+    /// # Safety
+    /// As for [`Source::chunk`].
     #[inline(always)]
     unsafe fn chunk(row: &[u8], index: usize) -> Weights {
         let (a, b) = two_blocks::<34>(row, index);
@@ -330,6 +363,9 @@ impl Codec for Q8_0 {
 }
 
 /// Lanes of two sub-blocks of 32.
+///
+/// # Safety
+/// The machine has this tier; rows, chunks and tokens are in bounds.
 #[inline(always)]
 unsafe fn halves(low: f32, high: f32) -> __m512 {
     // SAFETY: register operations of the caller's features.
@@ -337,6 +373,9 @@ unsafe fn halves(low: f32, high: f32) -> __m512 {
 }
 
 /// 32 bytes of nibbles: the low ones, then the high ones.
+///
+/// # Safety
+/// The machine has this tier; rows, chunks and tokens are in bounds.
 #[inline(always)]
 unsafe fn nibbles_of_32(bytes: &[u8; 32]) -> __m512i {
     // SAFETY: 32 bytes are loaded; register operations of the caller's features.
@@ -349,6 +388,9 @@ unsafe fn nibbles_of_32(bytes: &[u8; 32]) -> __m512i {
 }
 
 /// Factors of sub-blocks `2 * part` and the next of a Q4_K or Q5_K super-block.
+///
+/// # Safety
+/// The machine has this tier; rows, chunks and tokens are in bounds.
 #[inline(always)]
 unsafe fn k_factors<const BYTES: usize>(block: &[u8; BYTES], part: usize) -> (__m512, __m512) {
     let (d, minimum) = (half_of(block, 0), half_of(block, 2));
@@ -373,6 +415,8 @@ fn half_of<const BYTES: usize>(block: &[u8; BYTES], at: usize) -> f32 {
 
 struct Q4K;
 impl Codec for Q4K {
+    /// # Safety
+    /// As for [`Source::chunk`].
     #[inline(always)]
     unsafe fn chunk(row: &[u8], index: usize) -> Weights {
         let block = &row.as_chunks::<144>().0[index / 4];
@@ -387,6 +431,8 @@ impl Codec for Q4K {
 
 struct Q5K;
 impl Codec for Q5K {
+    /// # Safety
+    /// As for [`Source::chunk`].
     #[inline(always)]
     unsafe fn chunk(row: &[u8], index: usize) -> Weights {
         let block = &row.as_chunks::<176>().0[index / 4];
@@ -407,6 +453,8 @@ impl Codec for Q5K {
 
 struct Q6K;
 impl Codec for Q6K {
+    /// # Safety
+    /// As for [`Source::chunk`].
     #[inline(always)]
     unsafe fn chunk(row: &[u8], index: usize) -> Weights {
         let block = &row.as_chunks::<210>().0[index / 4];

@@ -8,7 +8,7 @@
 //! Cost: bytes of the weights at few tokens (read once), 2 operations per weight and token at many.
 
 mod activations;
-#[cfg(target_arch = "x86_64")]
+#[cfg_attr(not(target_arch = "x86_64"), path = "portable.rs")]
 mod avx512;
 mod chunk;
 mod dense;
@@ -135,13 +135,11 @@ pub(crate) fn linear(
 fn run_slab(isa: Isa, slab: &Slab<'_>, x: &[f32], activations: &Activations) {
     if dense::is_dense(slab.format) {
         isa.run(dense::Dense { slab, x });
-        return;
+    } else if isa == Isa::Avx512 {
+        avx512::run(slab, activations);
+    } else {
+        isa.run(reference::Quantised { slab, activations });
     }
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
-        return avx512::run(slab, activations);
-    }
-    isa.run(reference::Quantised { slab, activations });
 }
 
 /// A pointer that workers of one join share; each touches its own elements.

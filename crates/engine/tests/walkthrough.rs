@@ -1,0 +1,82 @@
+//! A tour of the crate: start an engine on a tiny model, ask it, stop it.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+
+use pomona_device::DType;
+use pomona_engine::{Engine, EngineConfig};
+use pomona_kernels::{CpuOps, Ops};
+use pomona_models::{Checkpoint, LoadOptions};
+use pomona_scheduler::batch::Ordering;
+use pomona_types::{
+    Finish, FinishReason, Refusal, Request, RequestId, Sampling, TenantId, TokenId, TokenOutput,
+    TokenSink,
+};
+
+/// Passes tokens and the end on to the test.
+struct Sink(mpsc::Sender<Result<TokenId, Finish>>);
+
+impl TokenSink for Sink {
+    fn token(&mut self, output: TokenOutput) {
+        let _ = self.0.send(Ok(output.token));
+    }
+    fn finish(&mut self, finish: Finish) {
+        let _ = self.0.send(Err(finish));
+    }
+}
+
+fn request(id: u64, prompt: &[TokenId], max_tokens: u32) -> Request {
+    Request {
+        id: RequestId(id),
+        tenant: TenantId(0),
+        class: Default::default(),
+        priority: 0,
+        prompt: prompt.into(),
+        sampling: Sampling { max_tokens, ignore_eos: true, ..Sampling::default() },
+    }
+}
+
+#[test]
+fn an_engine_answers_refuses_cancels_and_stops() {
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden/llama");
+    let checkpoint = Checkpoint::open(&golden).unwrap();
+    let ops: Arc<dyn Ops> = Arc::new(CpuOps::detect(1));
+    let options = LoadOptions { max_tokens: 32, max_outputs: 32 };
+    let model = checkpoint.load(ops.as_ref(), &options, &mut |_| {}).unwrap();
+    let config = EngineConfig {
+        name: checkpoint.name().into(),
+        max_model_len: 128,
+        max_num_seqs: 4,
+        max_num_batched_tokens: 32,
+        kv_dtype: DType::F32,
+        kv_blocks: 32,
+        prefix_caching: true,
+        ordering: Ordering::Fcfs,
+        max_waiting: 8,
+        eos_token_ids: checkpoint.eos_token_ids().to_vec(),
+        seed: 0,
+    };
+    let engine = Engine::start(config, model, ops).unwrap();
+    let replica = engine.replica();
+
+    // Tokens arrive one by one, then the end, once.
+    let (send, receive) = mpsc::channel();
+    replica.submit(request(1, &[5, 6, 7], 4), Box::new(Sink(send.clone()))).unwrap();
+    let answer: Vec<_> = receive.iter().take(5).collect();
+    assert!(answer[..4].iter().all(Result::is_ok));
+    assert!(matches!(&answer[4], Err(Finish { reason: FinishReason::Length, .. })));
+
+    // What can never run is refused at once.
+    let refused = replica.submit(request(2, &[9_999], 4), Box::new(Sink(send.clone())));
+    assert!(matches!(refused, Err(Refusal::Invalid(why)) if why.contains("9999")));
+
+    // A cancelled request ends, and holds nothing.
+    replica.submit(request(3, &[5], 100), Box::new(Sink(send))).unwrap();
+    replica.cancel(RequestId(3));
+    let end = receive.iter().find_map(Result::err).unwrap();
+    assert_eq!(end.reason, FinishReason::Abort);
+    assert_eq!(replica.load().blocks_used, 0);
+    engine.stop();
+    assert!(replica.load().down.is_some());
+}

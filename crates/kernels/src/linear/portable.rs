@@ -1,0 +1,9 @@
+//! In place of AVX-512 where there is none: the reference.
+
+use super::{Activations, Slab, reference};
+use crate::isa::Kernel;
+
+/// Computes a slab.
+pub(super) fn run(slab: &Slab<'_>, activations: &Activations) {
+    reference::Quantised { slab, activations }.run();
+}
