@@ -9,6 +9,7 @@ const OPTIONS = "pomona.options";
 const KEY = "pomona.key";
 
 let turns = []; // { role, content, stats?, error?, stopped? }
+let cards = []; // the models
 let running = null; // the AbortController of the answer under way
 let views = []; // by turn: { root, text, shown: sources of drawn blocks, under }
 let pinned = true; // whether the view follows the end
@@ -77,10 +78,11 @@ async function loadModels(wanted) {
     const response = await fetch("/v1/models", { headers: headers() });
     if (!response.ok) throw await failure(response);
     const { data } = await response.json();
+    cards = data;
     select.replaceChildren(...data.map((model) => new Option(model.id, model.id)));
     if (data.some((model) => model.id === wanted)) select.value = wanted;
     select.disabled = data.length === 0;
-    $("who").textContent = select.value || "a model";
+    introduce();
     status("");
   } catch (error) {
     select.replaceChildren(new Option("no model", ""));
@@ -89,6 +91,16 @@ async function loadModels(wanted) {
     if (/key/i.test(error.message)) showSettings(true, $("key"));
   }
   enable();
+}
+
+/** Whether the chosen model can chat; one without a chat template only continues texts. */
+const chats = () => cards.find((card) => card.id === $("model").value)?.chat !== false;
+
+function introduce() {
+  $("who").textContent = $("model").value || "a model";
+  $("greeting").textContent = chats() ? "What shall we talk about?" : "How does it begin?";
+  $("how").hidden = chats();
+  $("prompt").placeholder = chats() ? "Write a message…" : "Begin a text, the model goes on…";
 }
 
 /** Yields the JSON of each event of a stream. */
@@ -111,10 +123,15 @@ async function* events(response) {
 
 function request() {
   const system = $("system").value.trim();
-  const said = turns.filter((turn) => turn.content || turn.role === "user");
-  const messages = said.map(({ role, content }) => ({ role, content }));
-  if (system) messages.unshift({ role: "system", content: system });
-  const body = { model: $("model").value, messages, stream: true };
+  const body = { model: $("model").value, stream: true };
+  if (chats()) {
+    const said = turns.filter((turn) => turn.content || turn.role === "user");
+    body.messages = said.map(({ role, content }) => ({ role, content }));
+    if (system) body.messages.unshift({ role: "system", content: system });
+  } else {
+    body.prompt = system + turns.map((turn) => turn.content).join("");
+    body.max_tokens = 256;
+  }
   body.stream_options = { include_usage: true, continuous_usage_stats: true };
   for (const name of NUMBERS) {
     const value = $(name).value.trim();
@@ -134,7 +151,8 @@ async function answer() {
   enable();
   try {
     const options = { method: "POST", headers: headers(), body: JSON.stringify(body), signal: mine.signal };
-    const response = await fetch("/v1/chat/completions", options);
+    const path = body.messages ? "/v1/chat/completions" : "/v1/completions";
+    const response = await fetch(path, options);
     if (!response.ok) throw await failure(response);
     for await (const event of events(response)) take(turn, event, clock);
   } catch (error) {
@@ -154,10 +172,11 @@ function take(turn, event, clock) {
   if (event.error) throw new Error(event.error.message);
   const choice = event.choices[0];
   const now = performance.now();
-  if (choice?.delta.content) {
+  const text = choice?.delta?.content || choice?.text;
+  if (text) {
     clock.first ||= now;
     clock.last = now;
-    turn.content += choice.delta.content;
+    turn.content += text;
   }
   if (choice?.finish_reason) turn.stats.finish = choice.finish_reason;
   if (event.usage && clock.first) measure(turn.stats, event.usage, clock);
@@ -395,7 +414,7 @@ $("reset").addEventListener("click", () => {
 $("settings").addEventListener("input", saveOptions);
 $("key").addEventListener("change", () => loadModels($("model").value));
 $("model").addEventListener("change", () => {
-  $("who").textContent = $("model").value;
+  introduce();
   saveOptions();
 });
 $("log").addEventListener("click", (event) => {

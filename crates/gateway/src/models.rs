@@ -28,6 +28,8 @@ struct Card<'a> {
     root: &'a str,
     parent: Option<()>,
     max_model_len: u32,
+    /// Whether it has a chat template; without one it only continues texts.
+    chat: bool,
 }
 
 fn card<'a>(shared: &Shared, model: &'a Model, name: &'a str) -> Card<'a> {
@@ -40,6 +42,7 @@ fn card<'a>(shared: &Shared, model: &'a Model, name: &'a str) -> Card<'a> {
         root: &info.model,
         parent: None,
         max_model_len: info.max_model_len,
+        chat: model.served.template.is_some(),
     }
 }
 

@@ -310,4 +310,5 @@ async fn a_model_without_a_template_refuses_chat_and_says_what_to_do() {
     let body = json!({ "messages": [{ "role": "user", "content": "Hi" }] });
     let message = server.post("/v1/chat/completions", &body).await.error(400);
     assert!(message.contains("/v1/completions"), "{message}");
+    assert_eq!(server.get("/v1/models/base").await.ok()["chat"], false);
 }

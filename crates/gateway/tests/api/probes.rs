@@ -22,6 +22,7 @@ async fn models_are_listed_under_all_their_names() {
     let card = server.get("/v1/models/org/words").await.ok();
     assert_eq!((&card["id"], &card["object"]), (&json!("org/words"), &json!("model")));
     assert_eq!((&card["max_model_len"], &card["owned_by"]), (&json!(2048), &json!("pomona")));
+    assert_eq!(card["chat"], true);
     server.get("/v1/models/org%2Fwords").await.ok();
 }
 
