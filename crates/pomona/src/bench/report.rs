@@ -109,7 +109,9 @@ pub struct Served {
 pub struct Memory {
     /// Resident at most.
     pub resident_peak: u64,
-    /// Of that, not weights and not reserved KV; negative when KV was not all touched.
+    /// KV that the load can have touched at most: all of it, or what its tokens filled.
+    pub kv_touched_max: u64,
+    /// Resident beside weights and that KV; negative when not all of those were touched.
     pub beside_weights_and_kv: i64,
 }
 
@@ -178,9 +180,11 @@ impl Report {
         let sign = if beside < 0 { "-" } else { "" };
         writeln!(
             out,
-            "memory   {} resident at most; weights {}, KV reserved {}, the rest {sign}{}",
+            "memory   {} resident at most: weights {}, KV up to {} (of {} reserved), beside them \
+             {sign}{}",
             human_bytes(memory.resident_peak),
             human_bytes(model.weight_bytes),
+            human_bytes(memory.kv_touched_max),
             human_bytes(model.kv_bytes),
             human_bytes(beside.unsigned_abs()),
         )

@@ -32,6 +32,8 @@ impl Server {
         let mut child = Command::new(binary)
             .args(["serve", model, "--host", "127.0.0.1", "--port", "0"])
             .args(flags)
+            // Its trouble is shown, its everyday log is not.
+            .env("RUST_LOG", "warn")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

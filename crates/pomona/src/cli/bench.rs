@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use pomona_types::BLOCK_TOKENS;
 
 use super::args::{EngineArgs, ModelName, parse_tokens};
 use crate::bench::load::{Level, Shape, Target};
@@ -186,10 +187,25 @@ fn own_server(
     let levels = drive(args, runtime, &server.url, None)?;
     report.served = with_limits(levels, &report.machine, costs);
     report.memory = server.resident_peak().zip(costs).map(|(resident_peak, costs)| {
-        let accounted = costs.facts.weight_bytes.saturating_add(costs.facts.kv_bytes);
-        Memory { resident_peak, beside_weights_and_kv: resident_peak as i64 - accounted as i64 }
+        let kv_touched_max = kv_touched_max(args, &report.served, &costs.facts);
+        let accounted = costs.facts.weight_bytes.saturating_add(kv_touched_max);
+        let beside_weights_and_kv = resident_peak as i64 - accounted as i64;
+        Memory { resident_peak, kv_touched_max, beside_weights_and_kv }
     });
     server.stop()
+}
+
+/// KV bytes that the tokens of the load fill, each request up to the end of its last block.
+fn kv_touched_max(args: &BenchArgs, served: &[Served], facts: &Facts) -> u64 {
+    let tokens: f64 = served
+        .iter()
+        .map(|Served { level, .. }| {
+            let requests = level.requests * usize::from(args.load.repeats);
+            let each = level.input_tokens_mean + level.output_tokens_mean;
+            requests as f64 * (each + f64::from(BLOCK_TOKENS))
+        })
+        .sum();
+    facts.kv_bytes.min((tokens * facts.kv_token_bytes as f64) as u64)
 }
 
 /// All levels of load on a server.

@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::args::{EngineArgs, ModelName};
 use crate::compose;
 use crate::local::{self, READY_PREFIX};
-use crate::models::progress::{human_bytes, say};
+use crate::models::progress::human_bytes;
 
 /// Shown by `--help`.
 pub const EXAMPLES: &str = "\
@@ -120,7 +120,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
 /// Resolves at the first signal; from then on another one ends the process.
 async fn first_signal((mut interrupt, mut terminate): (Signal, Signal)) {
     either(&mut interrupt, &mut terminate).await;
-    say("finishing what runs; once more ends at once");
+    tracing::info!("another signal ends at once");
     tokio::spawn(async move {
         either(&mut interrupt, &mut terminate).await;
         std::process::exit(INTERRUPTED);
