@@ -8,8 +8,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Request, State};
-use axum::http::header;
 use axum::http::request::Parts;
+use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -71,8 +71,13 @@ pub fn router(config: Config, models: Vec<ServedModel>) -> Gateway {
 }
 
 async fn count(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
     shared.responses.count(response.status().as_u16());
+    if *shared.phase.borrow() != Phase::Open {
+        // The client's next request belongs elsewhere. Said here rather than by closing, which
+        // would cut off a request that is on its way.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 
@@ -223,7 +228,7 @@ fn is_passing(error: &io::Error) -> bool {
     ) || error.raw_os_error().is_some_and(|code| DESCRIPTORS.contains(&code))
 }
 
-/// Serves one connection to its end. While draining, it ends with the answer under way.
+/// Serves one connection to its end, which the server asks for when no request runs any more.
 fn answer(
     socket: TcpStream,
     router: Router,
@@ -237,18 +242,14 @@ fn answer(
             tracing::debug!(%error, "small packets may be late");
         }
         let io = TokioIo::new(ImpatientWriter::new(socket, write_timeout));
-        // A probe that comes while we drain gets its one answer.
-        let late = *phase.borrow() != Phase::Open;
-        let last_call = if late { Phase::Closing } else { Phase::Draining };
         let connection = http1::Builder::new()
-            .keep_alive(!late)
             .timer(TokioTimer::new())
             .header_read_timeout(header_timeout)
             .serve_connection(io, TowerToHyperService::new(router));
         let mut connection = std::pin::pin!(connection);
         let called = async {
             // The sender lives as long as the server.
-            let _ = phase.wait_for(|phase| *phase >= last_call).await;
+            let _ = phase.wait_for(|phase| *phase == Phase::Closing).await;
         };
         let result = tokio::select! {
             result = connection.as_mut() => result,

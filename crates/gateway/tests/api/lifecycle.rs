@@ -5,6 +5,7 @@ use std::time::Duration;
 use pomona_gateway::{Config, Limits};
 use pomona_types::Replica;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::client::{PATIENCE, Server, wait_for};
 use crate::fake::FakeReplica;
@@ -208,6 +209,9 @@ async fn a_shutdown_lets_streams_finish_and_refuses_new_ones() {
     let body = json!({ "prompt": "a", "max_tokens": 300, "stream": true }).to_string();
     let mut opened = server.open("POST", "/v1/completions", &[], &body).await;
     opened.piece().await.unwrap();
+    // Connected while the server was open, silent until it drains.
+    let mut early = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    server.get("/ready").await.ok();
     let serving = server.shut_down();
     let draining = async {
         loop {
@@ -222,6 +226,11 @@ async fn a_shutdown_lets_streams_finish_and_refuses_new_ones() {
     server.get("/health").await.ok();
     let refused = server.post("/v1/completions", &json!({ "prompt": "b" })).await;
     assert!(refused.error(503).contains("shutting down"));
+    early.write_all(b"GET /ready HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    early.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
     let text: String = opened
         .read()
         .await
