@@ -75,7 +75,7 @@ impl Device for ArenaDevice {
         let owner = Box::new(Arc::clone(&self.arena));
         // SAFETY: the range is handed out once and lives as long as the arena; it is reached
         // through Access only, which serialises.
-        Ok(unsafe { Buffer::from_raw(self.id(), base, bytes, true, owner) })
+        Ok(unsafe { Buffer::from_raw(self.id(), base, bytes, owner) })
     }
 
     fn upload(&self, source: &[u8], target: &View) -> Result<(), DeviceError> {

@@ -19,7 +19,6 @@ struct Inner {
     device: DeviceId,
     base: NonNull<u8>,
     bytes: usize,
-    writable: bool,
     // Keeps the memory alive: an allocation, a mapped file, a piece of an arena.
     _owner: Box<dyn Any + Send + Sync>,
 }
@@ -35,16 +34,15 @@ impl Buffer {
     ///
     /// # Safety
     /// `base..base + bytes` must stay valid (as this device understands addresses) until `owner`
-    /// is dropped, be writable if `writable`, and be reached only through the device `device`,
+    /// is dropped, be writable, and be reached only through the device `device`,
     /// which must serialise conflicting accesses.
     pub unsafe fn from_raw(
         device: DeviceId,
         base: NonNull<u8>,
         bytes: usize,
-        writable: bool,
         owner: Box<dyn Any + Send + Sync>,
     ) -> Buffer {
-        Buffer { inner: Arc::new(Inner { device, base, bytes, writable, _owner: owner }) }
+        Buffer { inner: Arc::new(Inner { device, base, bytes, _owner: owner }) }
     }
 
     /// The device that owns the memory.
@@ -55,11 +53,6 @@ impl Buffer {
     /// Its size.
     pub fn bytes(&self) -> usize {
         self.inner.bytes
-    }
-
-    /// Whether operations may write to it (mapped weight files are read-only).
-    pub fn writable(&self) -> bool {
-        self.inner.writable
     }
 
     /// The first byte, as the device addresses it. Dereferencing it is the device's business.

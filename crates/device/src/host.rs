@@ -2,9 +2,9 @@
 
 use std::ptr::NonNull;
 use std::slice;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::{Buffer, DType, Device, DeviceError, DeviceId, SharedBytes, View, part};
+use crate::{Buffer, DType, Device, DeviceError, DeviceId, View};
 
 /// A device whose memory the host's instructions can reach, while it is entered.
 pub trait HostMemory: Device {
@@ -102,17 +102,14 @@ impl<'a> Access<'a> {
     /// A view's elements, to be written.
     ///
     /// # Errors
-    /// When the view is another device's, of another type, or read-only.
+    /// When the view is another device's, or of another type.
     ///
     /// # Safety
     /// No other slice of this access that overlaps `view` is alive.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn write<T: Element>(&self, view: &View) -> Result<&mut [T], DeviceError> {
         let (at, len) = self.check::<T>(view)?;
-        if !view.buffer().writable() {
-            return Err(DeviceError::Mismatch("a read-only buffer was to be written".to_owned()));
-        }
-        // SAFETY: as in read(); the buffer is writable and the caller has no overlapping slice.
+        // SAFETY: as in read(); the caller has no overlapping slice.
         Ok(unsafe { slice::from_raw_parts_mut(at.cast(), len) })
     }
 }
@@ -152,7 +149,7 @@ impl Device for HostDevice {
         let base = pages.base;
         // SAFETY: the pages live as long as their owner, are writable, and are handed out here
         // only; Access serialises all use.
-        Ok(unsafe { Buffer::from_raw(self.id(), base, bytes, true, Box::new(pages)) })
+        Ok(unsafe { Buffer::from_raw(self.id(), base, bytes, Box::new(pages)) })
     }
 
     fn upload(&self, source: &[u8], target: &View) -> Result<(), DeviceError> {
@@ -161,19 +158,6 @@ impl Device for HostDevice {
 
     fn download(&self, source: &View, target: &mut [u8]) -> Result<(), DeviceError> {
         copy_out(self, source, target)
-    }
-
-    fn import(
-        &self,
-        bytes: &SharedBytes,
-        offset: usize,
-        len: usize,
-    ) -> Result<Buffer, DeviceError> {
-        let source = part(bytes, offset, len)?;
-        let base = NonNull::from(source).cast();
-        let owner = Box::new(Arc::clone(bytes));
-        // SAFETY: the bytes live as long as the Arc; the buffer is read-only.
-        Ok(unsafe { Buffer::from_raw(self.id(), base, len, false, owner) })
     }
 }
 

@@ -15,6 +15,7 @@ mod pool;
 mod probe;
 mod view;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 pub use arena::ArenaDevice;
@@ -29,7 +30,15 @@ pub use probe::{Probe, probe};
 pub use view::{DType, View};
 
 /// Bytes that live elsewhere: a mapped file, a vector.
-pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+pub trait Bytes: AsRef<[u8]> + Send + Sync {
+    /// A hint that a range will hardly be read again: its pages need not stay in memory.
+    fn done_with(&self, _range: Range<usize>) {}
+}
+
+impl Bytes for Vec<u8> {}
+
+/// Bytes with several owners.
+pub type SharedBytes = Arc<dyn Bytes>;
 
 /// A place with memory. Copies are synchronous and ordered with the device's operations.
 pub trait Device: Send + Sync {
@@ -51,20 +60,6 @@ pub trait Device: Send + Sync {
     /// Copies a view of this device to host bytes; the lengths must match.
     fn download(&self, source: &View, target: &mut [u8]) -> Result<(), DeviceError>;
 
-    /// Brings `bytes[offset..offset + len]` to the device for reading: where they lie, if the
-    /// device can read host memory, else as a copy.
-    fn import(
-        &self,
-        bytes: &SharedBytes,
-        offset: usize,
-        len: usize,
-    ) -> Result<Buffer, DeviceError> {
-        let source = part(bytes, offset, len)?;
-        let buffer = self.alloc(len)?;
-        self.upload(source, &View::new(buffer.clone(), 0, DType::U8, &[len])?)?;
-        Ok(buffer)
-    }
-
     /// Allocates a view of its own.
     fn alloc_view(&self, dtype: DType, shape: &[usize]) -> Result<View, DeviceError> {
         let elements = shape.iter().try_fold(1usize, |a, b| a.checked_mul(*b));
@@ -73,13 +68,4 @@ pub trait Device: Send + Sync {
         )?;
         View::new(self.alloc(bytes)?, 0, dtype, shape)
     }
-}
-
-/// A checked range of shared bytes.
-fn part(bytes: &SharedBytes, offset: usize, len: usize) -> Result<&[u8], DeviceError> {
-    let all = bytes.as_ref().as_ref();
-    let end = offset.checked_add(len);
-    end.and_then(|end| all.get(offset..end)).ok_or_else(|| {
-        DeviceError::Mismatch(format!("bytes {offset}+{len} of {} were imported", all.len()))
-    })
 }

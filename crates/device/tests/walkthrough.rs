@@ -1,6 +1,5 @@
 //! A tour of the crate: memory on two devices, copies, views, and the pool.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pomona_device::{ArenaDevice, DType, Device, DeviceError, HostDevice, HostMemory, Pool};
@@ -31,15 +30,16 @@ fn memory_is_reached_through_its_device_only() {
 }
 
 #[test]
-fn imported_bytes_are_shared_on_the_host_and_copied_elsewhere() {
-    let bytes: pomona_device::SharedBytes = Arc::new(vec![1u8, 2, 3, 4]);
-    let host = HostDevice::new();
-    let here = host.import(&bytes, 1, 2).unwrap();
-    assert_eq!(here.base().as_ptr() as usize, bytes.as_ref().as_ref()[1..].as_ptr() as usize);
-    assert!(!here.writable());
-    let arena = ArenaDevice::new(1 << 16).unwrap();
-    assert!(arena.import(&bytes, 1, 2).unwrap().writable());
-    assert!(arena.import(&bytes, 3, 2).is_err());
+fn a_mapped_file_can_be_read_again_after_its_pages_went() {
+    let path = std::env::temp_dir().join(format!("pomona-map-{}", std::process::id()));
+    let content: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
+    std::fs::write(&path, &content).unwrap();
+    let bytes = pomona_device::map_file(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    for range in [0..0, 0..100_000, 5_000..60_001, 0..200_000] {
+        bytes.done_with(range);
+        assert_eq!((*bytes).as_ref(), content);
+    }
 }
 
 /// The arena's promise: outside an operation its memory faults. The access runs in a child

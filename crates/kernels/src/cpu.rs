@@ -7,16 +7,18 @@ use pomona_device::{
 };
 
 use crate::attention::{self, BLOCK, Cache, CacheMut, Problem, Workspace};
-use crate::formats::dequantize_row;
-use crate::linear::{Activations, Part, linear};
+use crate::linear::packed::{self, GROUP};
+use crate::linear::{Activations, Part, Shared, linear};
 use crate::rows::{Glu, RmsNorm, Rope};
 use crate::{
-    Activation, Attention, Isa, KvLayer, LinearPart, Matrix, OpError, Ops, RopeStyle, WeightSource,
-    Write,
+    Activation, Attention, Format, Isa, KvLayer, LinearPart, Matrix, OpError, Ops, RopeStyle,
+    WeightSource, Write,
 };
 
 /// Elements from which an operation on rows is worth a join.
 const JOIN_ELEMENTS: usize = 32 * 1024;
+/// Bytes of a file that are packed before their pages are given back.
+const PACKED_AT_ONCE: usize = 8 << 20;
 
 /// The CPU's operations, over the host's memory or over a test device that behaves like a foreign
 /// one.
@@ -34,7 +36,7 @@ struct Scratch {
     attention: Workspace,
 }
 
-/// What a [`Matrix`] is on the CPU: its bytes as stored.
+/// What a [`Matrix`] is on the CPU: its packed bytes.
 struct Stored(Buffer);
 
 impl CpuOps {
@@ -130,14 +132,35 @@ impl Ops for CpuOps {
     }
 
     fn matrix(&self, source: &WeightSource) -> Result<Matrix, OpError> {
-        let WeightSource { format, rows, cols, .. } = *source;
-        let bytes = format.row_bytes(cols).and_then(|r| r.checked_mul(rows));
-        let bytes = bytes.filter(|b| *b > 0).ok_or_else(|| OpError::Shape {
-            operation: "matrix",
-            why: format!("{format:?} has no matrix of {rows} rows and {cols} columns"),
+        let WeightSource { format, rows, cols, offset, .. } = *source;
+        let shape = |why: String| OpError::Shape { operation: "matrix", why };
+        let bytes = packed::matrix_bytes(format, rows, cols).ok_or_else(|| {
+            shape(format!("{format:?} has no matrix of {rows} rows and {cols} columns"))
         })?;
-        let buffer = self.device.import(&source.bytes, source.offset, bytes)?;
-        Ok(Matrix { format, rows, cols, storage: Arc::new(Stored(buffer)) })
+        let row_bytes = format.row_bytes(cols).unwrap_or_default();
+        let stored = (*source.bytes).as_ref();
+        let stored = stored.get(offset..).and_then(|rest| rest.get(..rows * row_bytes));
+        let stored = stored.ok_or_else(|| {
+            shape(format!("{rows} rows of {row_bytes} bytes do not lie at byte {offset}"))
+        })?;
+        let view = self.device.alloc_view(DType::U8, &[bytes])?;
+        {
+            let access = self.memory.enter();
+            // SAFETY: the only slice of this access.
+            let packed = unsafe { access.write::<u8>(&view)? };
+            // Piece by piece, so that little is in memory twice.
+            let rows = (PACKED_AT_ONCE / row_bytes).max(1).next_multiple_of(GROUP);
+            let group_bytes = packed::group_bytes(format, cols);
+            let pieces =
+                stored.chunks(rows * row_bytes).zip(packed.chunks_mut(rows / GROUP * group_bytes));
+            for (i, (stored, packed)) in pieces.enumerate() {
+                pack(&self.pool, (format, cols), stored, packed);
+                let at = offset + i * rows * row_bytes;
+                source.bytes.done_with(at..at + stored.len());
+            }
+        }
+        let storage = Arc::new(Stored(view.buffer().clone()));
+        Ok(Matrix { format, rows, cols, storage })
     }
 
     fn embed(&self, table: &Matrix, tokens: &View, scale: f32, out: &View) -> Result<(), OpError> {
@@ -152,13 +175,14 @@ impl Ops for CpuOps {
         let (weights, tokens, out) = unsafe {
             (access.read::<u8>(&bytes)?, access.read::<u32>(tokens)?, access.write::<f32>(out)?)
         };
-        let row_bytes = weights.len() / table.rows;
+        let group_bytes = weights.len() / table.rows.div_ceil(GROUP);
         for (token, out) in tokens.iter().zip(out.chunks_exact_mut(width)) {
             let token = *token as usize;
             ensure(token < table.rows, "embed", || {
                 format!("token {token} of a vocabulary of {}", table.rows)
             })?;
-            dequantize_row(table.format, &weights[token * row_bytes..][..row_bytes], out);
+            let group = &weights[token / GROUP * group_bytes..][..group_bytes];
+            packed::row(table.format, group, token % GROUP, out);
             if scale != 1.0 {
                 out.iter_mut().for_each(|o| *o *= scale);
             }
@@ -446,6 +470,22 @@ impl Ops for CpuOps {
         }
         Ok(())
     }
+}
+
+/// Packs the rows of a matrix, in a join.
+fn pack(pool: &Pool, (format, cols): (Format, usize), stored: &[u8], packed: &mut [u8]) {
+    let rows_bytes = GROUP * format.row_bytes(cols).expect("the matrix has a size");
+    let groups = stored.len().div_ceil(rows_bytes);
+    let width = packed.len() / groups;
+    let out = Shared(packed.as_mut_ptr());
+    pool.run(&|worker| {
+        for group in split(groups, 1, pool.threads(), worker) {
+            let rows = &stored[group * rows_bytes..stored.len().min((group + 1) * rows_bytes)];
+            // SAFETY: the group's own bytes, and each worker has its own groups.
+            let out = unsafe { std::slice::from_raw_parts_mut(out.at(group * width), width) };
+            packed::pack(format, rows, cols, out);
+        }
+    });
 }
 
 /// A matrix's bytes.

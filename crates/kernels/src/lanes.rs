@@ -25,6 +25,18 @@ pub(crate) fn multiply_add(lanes: &mut [f32; LANES], a: &[f32; LANES], b: &[f32;
     }
 }
 
+/// A half-precision number, from its bits; in operations that compilers turn into vectors.
+#[inline(always)]
+pub(crate) fn widen_half(bits: u16) -> f32 {
+    /// The difference of the exponents' biases, as a factor: exact for subnormal numbers too.
+    const REBIAS: f32 = f32::from_bits((127 + 127 - 15) << 23);
+    let (sign, rest) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
+    let finite = (f32::from_bits(rest << 13) * REBIAS).to_bits();
+    // Infinities and NaN keep the largest exponent.
+    let special = if rest >= 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(finite | special | sign)
+}
+
 /// Sum of squares.
 #[inline(always)]
 pub(crate) fn sum_of_squares(x: &[f32]) -> f32 {
@@ -74,6 +86,15 @@ mod tests {
         }
         assert_eq!((exp(-1e9), exp(1e9), exp(0.0)), (0.0, f32::INFINITY, 1.0));
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn every_half_widens_as_the_library_says() {
+        for bits in 0..=u16::MAX {
+            let expected = half::f16::from_bits(bits).to_f32();
+            let found = widen_half(bits);
+            assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan());
+        }
     }
 
     #[test]

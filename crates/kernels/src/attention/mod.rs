@@ -17,12 +17,12 @@ mod tile;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 use pomona_device::Pool;
 use pomona_types::BLOCK_TOKENS;
 
 use crate::Isa;
+use crate::lanes::widen_half;
 use tile::{Merge, Partial, Tile};
 
 /// Positions in a block.
@@ -47,8 +47,9 @@ impl Cache<'_> {
         match self {
             Cache::F32(x) => out.copy_from_slice(&x[at..][..out.len()]),
             Cache::F16(x) => {
-                let bits = &x[at..][..out.len()];
-                bits.reinterpret_cast::<f16>().convert_to_f32_slice(out);
+                for (o, bits) in out.iter_mut().zip(&x[at..]) {
+                    *o = widen_half(*bits);
+                }
             }
             Cache::BF16(x) => {
                 for (o, bits) in out.iter_mut().zip(&x[at..]) {

@@ -15,7 +15,7 @@ pub(crate) fn q4_k_scale_min(scales: &[u8], i: usize) -> (u8, u8) {
 
 /// `d * scale` and `dmin * minimum` of sub-block `i`.
 #[inline(always)]
-pub(crate) fn q4_k_scales(block: &[u8], i: usize) -> (f32, f32) {
+fn q4_k_scales(block: &[u8], i: usize) -> (f32, f32) {
     let (scale, minimum) = q4_k_scale_min(&block[4..16], i);
     (half_at(block, 0) * f32::from(scale), half_at(block, 2) * f32::from(minimum))
 }

@@ -4,7 +4,7 @@
 mod k_quants;
 mod legacy;
 
-pub(crate) use k_quants::{q4_k_scale_min, q4_k_scales};
+pub(crate) use k_quants::q4_k_scale_min;
 
 use half::{bf16, f16};
 

@@ -1,17 +1,17 @@
 //! Products of weights and activations: `out[token][row] = weight[row] · x[token] (+ bias)`.
 //!
-//! Quantised weights meet quantised activations: 64 weights at a time, integer products in 16
-//! lanes of 4, then one multiply-add per lane into f32. Every (row, token) is computed by the same
-//! sequence of operations whatever the number of tokens, rows or threads; the tiers agree bit for
-//! bit, since they agree on lanes and order. Dense weights meet f32 activations in 64 lanes.
+//! Weights lie packed, sixteen rows to a group ([`packed`]). Integer weights meet quantised
+//! activations: sums of integer products are exact; each block of 32 columns then adds to f32 sums,
+//! block after block. Dense weights meet f32 activations, column after column. So every (row,
+//! token) is the same bits whatever the number of tokens, rows or threads, and on every tier.
 //!
 //! Cost: bytes of the weights at few tokens (read once), 2 operations per weight and token at many.
 
 mod activations;
 #[cfg_attr(not(target_arch = "x86_64"), path = "portable.rs")]
 mod avx512;
-mod chunk;
 mod dense;
+pub(crate) mod packed;
 mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -19,19 +19,20 @@ pub(crate) mod tests;
 use std::ops::Range;
 
 pub(crate) use activations::Activations;
-use pomona_device::{Pool, split};
+use packed::GROUP;
+use pomona_device::Pool;
 
 use crate::{Format, Isa, Write};
 
-/// Weights in a chunk, the unit of quantised work.
-pub(crate) const CHUNK: usize = 64;
-/// Rows of a worker's share: a cache line of outputs.
-const ROW_GRAIN: usize = 16;
+/// Bytes of activations that stay in a core's cache while all groups of rows pass over them.
+const CACHED: usize = 768 << 10;
+/// Tokens up to which the bytes of weights, not the products, take the time.
+const FEW_TOKENS: usize = 8;
 
 /// One product of a join.
 pub(crate) struct Part<'a> {
     pub(crate) format: Format,
-    /// `rows * format.row_bytes(cols)` bytes.
+    /// Packed: `packed::matrix_bytes(format, rows, cols)` bytes.
     pub(crate) weight: &'a [u8],
     pub(crate) rows: usize,
     pub(crate) bias: Option<&'a [f32]>,
@@ -39,18 +40,33 @@ pub(crate) struct Part<'a> {
     pub(crate) out: &'a mut [f32],
 }
 
-/// A worker's view of a part: its rows, and where results go.
+/// A worker's view of a part: its groups of rows, and where results go.
 pub(crate) struct Slab<'a> {
     format: Format,
     weight: &'a [u8],
-    rows: Range<usize>,
-    row_bytes: usize,
+    groups: Range<usize>,
     tokens: usize,
     cols: usize,
     sink: Sink<'a>,
 }
 
-/// Writes results of one part from several workers, each its own rows.
+impl Slab<'_> {
+    /// The packed bytes of a group.
+    #[inline(always)]
+    fn group(&self, group: usize) -> &[u8] {
+        let bytes = packed::group_bytes(self.format, self.cols);
+        &self.weight[group * bytes..][..bytes]
+    }
+
+    /// Ranges of tokens whose activations, `bytes` each, fit into a core's cache.
+    fn token_blocks(&self, bytes: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        // A multiple of what shares a pass, so that all but the last are full.
+        let (tokens, size) = (self.tokens, (CACHED / bytes.max(1)).max(16) / 16 * 16);
+        (0..tokens).step_by(size).map(move |start| start..tokens.min(start + size))
+    }
+}
+
+/// Writes results of one part from several workers, each its own groups of rows.
 #[derive(Clone, Copy)]
 struct Sink<'a> {
     out: *mut f32,
@@ -65,19 +81,26 @@ unsafe impl Sync for Sink<'_> {}
 unsafe impl Send for Sink<'_> {}
 
 impl Sink<'_> {
-    /// Stores the product of `row` and `token`.
+    /// Stores the products of a group and a token; those beyond the last row are dropped.
     ///
     /// # Safety
-    /// `token` and `row` are in bounds, and no other worker stores this row.
+    /// `token` and `group` are in bounds, and no other worker stores this group.
     #[inline(always)]
-    unsafe fn store(&self, token: usize, row: usize, value: f32) {
-        let value = self.bias.map_or(value, |bias| value + bias[row]);
-        // SAFETY: in bounds by contract.
-        let out = unsafe { &mut *self.out.add(token * self.rows + row) };
-        *out = match self.write {
-            Write::Set => value,
-            Write::Add => *out + value,
+    unsafe fn store(&self, token: usize, group: usize, values: &[f32; GROUP]) {
+        let first = group * GROUP;
+        let count = GROUP.min(self.rows - first);
+        // SAFETY: in bounds by contract, and nobody else's.
+        let out = unsafe {
+            std::slice::from_raw_parts_mut(self.out.add(token * self.rows + first), count)
         };
+        let mut values = *values;
+        if let Some(bias) = self.bias {
+            values.iter_mut().zip(&bias[first..]).for_each(|(value, bias)| *value += bias);
+        }
+        match self.write {
+            Write::Set => out.copy_from_slice(&values[..count]),
+            Write::Add => out.iter_mut().zip(&values).for_each(|(out, value)| *out += value),
+        }
     }
 }
 
@@ -102,31 +125,32 @@ pub(crate) fn linear(
     let slabs: Vec<Slab<'_>> = parts
         .iter_mut()
         .map(|part| {
-            let row_bytes = part.format.row_bytes(cols).expect("checked when the matrix was made");
-            assert_eq!(part.weight.len(), part.rows * row_bytes, "a matrix has all its bytes");
+            let groups = part.rows.div_ceil(GROUP);
+            let bytes = groups * packed::group_bytes(part.format, cols);
+            assert_eq!(part.weight.len(), bytes, "a matrix has all its bytes");
             assert_eq!(part.out.len(), tokens * part.rows, "an output has room for all tokens");
-            let (out, rows) = (part.out.as_mut_ptr(), part.rows);
-            Slab {
-                format: part.format,
-                weight: part.weight,
-                rows: 0..rows,
-                row_bytes,
-                tokens,
-                cols,
-                sink: Sink { out, rows, bias: part.bias, write },
-            }
+            let (out, rows, bias) = (part.out.as_mut_ptr(), part.rows, part.bias);
+            let sink = Sink { out, rows, bias, write };
+            let (format, weight) = (part.format, part.weight);
+            Slab { format, weight, groups: 0..groups, tokens, cols, sink }
         })
         .collect();
-    let total: usize = slabs.iter().map(|s| s.rows.end).sum();
+    let cost = |slab: &Slab<'_>| match tokens {
+        ..=FEW_TOKENS => packed::group_bytes(slab.format, cols),
+        _ => 1,
+    };
+    let total: usize = slabs.iter().map(|slab| slab.groups.end * cost(slab)).sum();
     pool.run(&|worker| {
-        let mine = split(total, ROW_GRAIN, pool.threads(), worker);
-        let mut first = 0;
+        let border = |worker: usize| total * worker / pool.threads();
+        let (start, end) = (border(worker), border(worker + 1));
+        let mut before = 0;
         for slab in &slabs {
-            let start = mine.start.clamp(first, first + slab.rows.end) - first;
-            let end = mine.end.clamp(first, first + slab.rows.end) - first;
-            first += slab.rows.end;
-            if start < end {
-                run_slab(isa, &Slab { rows: start..end, ..*slab }, x, activations);
+            let (each, count) = (cost(slab), slab.groups.end);
+            let group = |at: usize| at.saturating_sub(before).div_ceil(each).min(count);
+            let groups = group(start)..group(end);
+            before += count * each;
+            if !groups.is_empty() {
+                run_slab(isa, &Slab { groups, ..*slab }, x, activations);
             }
         }
     });
@@ -144,7 +168,7 @@ fn run_slab(isa: Isa, slab: &Slab<'_>, x: &[f32], activations: &Activations) {
 
 /// A pointer that workers of one join share; each touches its own elements.
 #[derive(Clone, Copy)]
-struct Shared<T>(*mut T);
+pub(crate) struct Shared<T>(pub(crate) *mut T);
 
 // SAFETY: whoever uses `at` promises disjointness there.
 unsafe impl<T> Sync for Shared<T> {}
@@ -155,7 +179,7 @@ impl<T> Shared<T> {
     /// # Safety
     /// `index` is within the allocation, and no one else uses the elements from there on that the
     /// caller touches.
-    unsafe fn at(&self, index: usize) -> *mut T {
+    pub(crate) unsafe fn at(&self, index: usize) -> *mut T {
         // SAFETY: within the allocation by contract.
         unsafe { self.0.add(index) }
     }

@@ -1,12 +1,12 @@
 //! The definition of the quantised product, in plain Rust; also what AVX2 is compiled from.
 
 use super::activations::{TERMS, Token};
-use super::chunk::{Chunk, decode};
-use super::{Activations, CHUNK, Slab};
+use super::packed::{BLOCK, Block, GROUP, STEPS};
+use super::{Activations, Slab};
+use crate::Format;
 use crate::isa::Kernel;
-use crate::lanes::{LANES, sum};
 
-/// A worker's rows, one after the other.
+/// A worker's groups of rows, one after the other.
 pub(super) struct Quantised<'a> {
     pub(super) slab: &'a Slab<'a>,
     pub(super) activations: &'a Activations,
@@ -16,46 +16,64 @@ impl Kernel for Quantised<'_> {
     #[inline(always)]
     fn run(self) {
         let slab = self.slab;
-        let chunks = slab.cols.div_ceil(CHUNK);
-        let mut panel = vec![Chunk::ZERO; chunks];
-        for row in slab.rows.clone() {
-            let bytes = &slab.weight[row * slab.row_bytes..][..slab.row_bytes];
-            for (index, chunk) in panel.iter_mut().enumerate() {
-                *chunk = decode(slab.format, bytes, index);
-            }
+        for group in slab.groups.clone() {
+            let bytes = slab.group(group);
+            let block = |b| Block::of(slab.format, bytes, slab.cols, b);
+            let panel: Vec<Block> = (0..slab.cols / BLOCK).map(block).collect();
             for token in 0..slab.tokens {
-                let value = dot(&panel, self.activations.token(token));
-                // SAFETY: the slab's own rows, and tokens within the output's.
-                unsafe { slab.sink.store(token, row, value) };
+                let input = self.activations.token(token);
+                let values = match slab.format {
+                    Format::Q6_K => products::<2>(&panel, input),
+                    _ => products::<1>(&panel, input),
+                };
+                // SAFETY: the slab's own groups, and tokens within the output's.
+                unsafe { slab.sink.store(token, group, &values) };
             }
         }
     }
 }
 
+/// Sixteen rows with one token. Scales are those of `1 / PARTS` of a block.
 #[inline(always)]
-fn dot(panel: &[Chunk], token: Token<'_>) -> f32 {
-    let mut products = [0.0f32; LANES];
-    let mut minima = [0.0f32; LANES];
-    for ((chunk, terms), lanes) in panel.iter().zip(token.terms).zip(token.lanes) {
-        let mut integers = [0i32; LANES];
-        for (t, term) in terms.iter().enumerate() {
-            let shift = if t + 1 < TERMS { 8 } else { 0 };
-            for lane in 0..LANES {
-                let mut four = 0i32;
-                for i in lane * 4..lane * 4 + 4 {
-                    four += i32::from(chunk.w[i]) * i32::from(term[i]);
-                }
-                integers[lane] += four << shift;
+fn products<const PARTS: usize>(panel: &[Block], token: Token<'_>) -> [f32; GROUP] {
+    let mut sums = [0.0f32; GROUP];
+    for ((block, terms), factors) in panel.iter().zip(token.terms).zip(token.factors) {
+        for part in 0..PARTS {
+            let steps = part * STEPS / PARTS..(part + 1) * STEPS / PARTS;
+            let integers = integers(block, terms, steps);
+            let sum = if PARTS == 1 { factors.sum } else { factors.halves[part] };
+            for lane in 0..GROUP {
+                let factor = block.d[part][lane] * factors.scale;
+                sums[lane] = (integers[lane] as f32).mul_add(factor, sums[lane]);
+                sums[lane] = block.m[part][lane].mul_add(sum, sums[lane]);
             }
         }
-        for lane in 0..LANES {
-            let factor = chunk.d[lane] * lanes[0][lane];
-            products[lane] = (integers[lane] as f32).mul_add(factor, products[lane]);
-            minima[lane] = chunk.m[lane].mul_add(lanes[1][lane], minima[lane]);
+    }
+    sums
+}
+
+#[inline(always)]
+fn integers(
+    block: &Block,
+    terms: &[[i8; BLOCK]; TERMS],
+    steps: std::ops::Range<usize>,
+) -> [i32; GROUP] {
+    let mut integers = [0i32; GROUP];
+    for (t, term) in terms.iter().enumerate() {
+        let mut sums = [0i32; GROUP];
+        for step in steps.clone() {
+            let x = &term.as_chunks::<4>().0[step];
+            for lane in 0..GROUP {
+                let w = &block.w[step][lane];
+                for i in 0..4 {
+                    sums[lane] += i32::from(w[i]) * i32::from(x[i]);
+                }
+            }
+        }
+        let shift = if t + 1 < TERMS { 8 } else { 0 };
+        for lane in 0..GROUP {
+            integers[lane] += sums[lane] << shift;
         }
     }
-    for lane in 0..LANES {
-        products[lane] += minima[lane];
-    }
-    sum(products)
+    integers
 }

@@ -2,7 +2,7 @@
 
 use pomona_device::Pool;
 
-use super::{Activations, Part, linear};
+use super::{Activations, Part, linear, packed};
 use crate::formats::dequantize_row;
 use crate::{Format, Isa, Write};
 
@@ -55,6 +55,18 @@ pub(crate) fn random_weights(format: Format, rows: usize, cols: usize, dice: &mu
     data
 }
 
+/// Packs rows as stored.
+fn pack_rows(format: Format, weight: &[u8], cols: usize) -> Vec<u8> {
+    let row_bytes = format.row_bytes(cols).unwrap();
+    let mut bytes = vec![];
+    for rows in weight.chunks(16 * row_bytes) {
+        let mut group = vec![0; packed::group_bytes(format, cols)];
+        packed::pack(format, rows, cols, &mut group);
+        bytes.extend(group);
+    }
+    bytes
+}
+
 fn run(
     isa: Isa,
     threads: usize,
@@ -64,6 +76,7 @@ fn run(
     cols: usize,
 ) -> Vec<f32> {
     let rows = weight.len() / format.row_bytes(cols).unwrap();
+    let weight = &pack_rows(format, weight, cols);
     let mut out = vec![0.0; x.len() / cols * rows];
     let mut parts = [Part { format, weight, rows, bias: None, out: &mut out }];
     let how = (Write::Set, &mut Activations::default());
@@ -125,14 +138,24 @@ fn a_token_does_not_depend_on_its_neighbours() {
 }
 
 #[test]
-fn strange_numbers_do_no_harm() {
+fn numbers_that_are_not_finite_reach_the_result_on_every_tier() {
+    let mut dice = Dice(4);
     for format in Format::ALL {
         let cols = 256;
-        let weight = vec![0xff; 2 * format.row_bytes(cols).unwrap()];
-        let mut x = vec![1.0; cols];
-        (x[0], x[40], x[80]) = (f32::NAN, f32::INFINITY, f32::MIN_POSITIVE / 4.0);
+        let weight = random_weights(format, 2, cols, &mut dice);
+        for strange in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = vec![1.0; 2 * cols];
+            (x[40], x[80]) = (strange, f32::MIN_POSITIVE / 4.0);
+            for isa in Isa::available() {
+                let out = run(isa, 2, format, &weight, &x, cols);
+                assert!(out[..2].iter().all(|v| !v.is_finite()), "{format:?} {isa:?} {out:?}");
+                assert!(out[2..].iter().all(|v| v.is_finite()), "the other token is untouched");
+            }
+        }
+        let all_ones = vec![0xff; 2 * format.row_bytes(cols).unwrap()];
         for isa in Isa::available() {
-            run(isa, 2, format, &weight, &x, cols);
+            let out = run(isa, 2, format, &all_ones, &[1.0; 256], cols);
+            assert!(out.iter().all(|v| v.is_nan()), "{format:?} {isa:?} {out:?}");
         }
     }
 }
@@ -147,13 +170,21 @@ fn several_parts_share_a_join_and_bias_and_addition_apply_once() {
     );
     let x: Vec<f32> = (0..2 * cols).map(|_| dice.real()).collect();
     let bias: Vec<f32> = (0..30).map(|i| i as f32).collect();
+    let (packed_a, packed_b) =
+        (pack_rows(Format::Q8_0, &a, cols), pack_rows(Format::F32, &b, cols));
     for isa in Isa::available() {
         let (alone_a, alone_b) =
             (run(isa, 1, Format::Q8_0, &a, &x, cols), run(isa, 1, Format::F32, &b, &x, cols));
         let (mut out_a, mut out_b) = (vec![1.0; 40], vec![2.0; 60]);
         let mut parts = [
-            Part { format: Format::Q8_0, weight: &a, rows: 20, bias: None, out: &mut out_a },
-            Part { format: Format::F32, weight: &b, rows: 30, bias: Some(&bias), out: &mut out_b },
+            Part { format: Format::Q8_0, weight: &packed_a, rows: 20, bias: None, out: &mut out_a },
+            Part {
+                format: Format::F32,
+                weight: &packed_b,
+                rows: 30,
+                bias: Some(&bias),
+                out: &mut out_b,
+            },
         ];
         let how = (Write::Add, &mut Activations::default());
         linear(&Pool::new(3), isa, &x, cols, &mut parts, how);
