@@ -1,8 +1,11 @@
 //! Instruction-set tiers: found once, forced in tests.
 //!
-//! Most operations are one body of plain Rust that is compiled once per tier ([`Isa::run`]), with
-//! explicit fused multiply-adds and lane sums in a fixed order. So their results are the same bits
+//! Most operations are one body that is compiled once per tier ([`Isa::run`]): plain Rust with
+//! explicit fused multiply-adds and lane sums in a fixed order, or operations on sixteen lanes
+//! ([`Tier`]) where compilers do not find the registers by themselves. So results are the same bits
 //! on every tier.
+
+use crate::lanes::{LANES, widen_half};
 
 #[cfg(not(target_arch = "x86_64"))]
 #[path = "isa/portable.rs"]
@@ -22,9 +25,61 @@ pub enum Isa {
     Avx512,
 }
 
+/// Sixteen lanes of f32 as a tier keeps them. A value of a tier is proof that the machine has it:
+/// only this module makes one, where it has been looked for.
+pub(crate) trait Tier: Copy {
+    type F: Copy;
+    fn splat(self, x: f32) -> Self::F;
+    fn load(self, x: &[f32; LANES]) -> Self::F;
+    fn store(self, x: Self::F, to: &mut [f32; LANES]);
+    /// Widens half-precision numbers, given as bits.
+    fn halves(self, x: &[u16; LANES]) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, fused.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+
+    /// Widens bfloat16 numbers, given as bits.
+    #[inline(always)]
+    fn bfloats(self, x: &[u16; LANES]) -> Self::F {
+        self.load(&x.map(|bits| f32::from_bits(u32::from(bits) << 16)))
+    }
+}
+
+/// Lanes of plain Rust.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+impl Tier for Portable {
+    type F = [f32; LANES];
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::F {
+        *x
+    }
+    #[inline(always)]
+    fn store(self, x: Self::F, to: &mut [f32; LANES]) {
+        *to = x;
+    }
+    #[inline(always)]
+    fn halves(self, x: &[u16; LANES]) -> Self::F {
+        x.map(widen_half)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+}
+
 /// A body to be compiled for each tier. `run` must be `#[inline(always)]`.
 pub(crate) trait Kernel {
-    fn run(self);
+    fn run<T: Tier>(self, tier: T);
 }
 
 impl Isa {

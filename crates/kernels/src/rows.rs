@@ -1,6 +1,6 @@
 //! Operations that work on each row by itself: norms, rotation, gates.
 
-use crate::isa::Kernel;
+use crate::isa::{Kernel, Tier};
 use crate::lanes::{LANES, exp, sum_of_squares};
 use crate::{Activation, RopeStyle, Write};
 
@@ -16,7 +16,7 @@ pub(crate) struct RmsNorm<'a> {
 
 impl Kernel for RmsNorm<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<T: Tier>(self, _: T) {
         let n = self.weight.len();
         for (row, out) in self.out.chunks_exact_mut(n).enumerate() {
             match self.x {
@@ -58,7 +58,7 @@ pub(crate) struct Rope<'a> {
 
 impl Kernel for Rope<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<T: Tier>(self, _: T) {
         let token_table = self.table.len() / self.tokens;
         let tokens = self.x.chunks_exact_mut(self.x.len() / self.tokens);
         for (heads, table) in tokens.zip(self.table.chunks_exact(token_table)) {
@@ -99,7 +99,7 @@ pub(crate) struct Glu<'a> {
 
 impl Kernel for Glu<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<T: Tier>(self, _: T) {
         match self.activation {
             Activation::Silu => self.apply(|x| x / (1.0 + exp(-x))),
             Activation::GeluTanh => self.apply(gelu_tanh),

@@ -22,7 +22,8 @@ use pomona_device::Pool;
 use pomona_types::BLOCK_TOKENS;
 
 use crate::Isa;
-use crate::lanes::widen_half;
+use crate::isa::Tier;
+use crate::lanes::LANES;
 use tile::{Merge, Partial, Tile};
 
 /// Positions in a block.
@@ -41,20 +42,19 @@ pub(crate) enum Cache<'a> {
 }
 
 impl Cache<'_> {
-    /// Widens `out.len()` elements from `at`.
+    /// Widens `out.len()` elements from `at`, a multiple of 16.
     #[inline(always)]
-    fn widen(&self, at: usize, out: &mut [f32]) {
+    fn widen<T: Tier>(&self, t: T, at: usize, out: &mut [f32]) {
+        let outs = out.as_chunks_mut::<LANES>().0;
         match self {
             Cache::F32(x) => out.copy_from_slice(&x[at..][..out.len()]),
             Cache::F16(x) => {
-                for (o, bits) in out.iter_mut().zip(&x[at..]) {
-                    *o = widen_half(*bits);
-                }
+                let halves = x[at..].as_chunks::<LANES>().0;
+                outs.iter_mut().zip(halves).for_each(|(out, x)| t.store(t.halves(x), out));
             }
             Cache::BF16(x) => {
-                for (o, bits) in out.iter_mut().zip(&x[at..]) {
-                    *o = f32::from_bits(u32::from(*bits) << 16);
-                }
+                let bfloats = x[at..].as_chunks::<LANES>().0;
+                outs.iter_mut().zip(bfloats).for_each(|(out, x)| t.store(t.bfloats(x), out));
             }
         }
     }

@@ -1,8 +1,13 @@
 //! One tile: its softmax state and the loop over blocks.
 
+use std::ops::Range;
+
 use super::{BLOCK, Item, Problem, SPLIT};
-use crate::isa::Kernel;
-use crate::lanes::{LANES, exp};
+use crate::isa::{Kernel, Tier};
+use crate::lanes::{LANES, exp, sum};
+
+/// Most (row, head) pairs that share a pass over a block: their sums stay in registers.
+const PAIRS: usize = 8;
 
 /// Online softmax of a set of (row, head) pairs: maxima, sums, weighted values.
 #[derive(Default)]
@@ -85,7 +90,7 @@ pub(super) struct Merge<'a> {
 
 impl Kernel for Merge<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<T: Tier>(self, _: T) {
         merge(&mut self.tile.total, self.part, self.tile.head_dim);
     }
 }
@@ -128,7 +133,7 @@ pub(super) struct Run<'a> {
 
 impl Kernel for Run<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<T: Tier>(self, t: T) {
         let Run { problem, item, tile } = self;
         tile.start(problem, &item);
         let start = problem.spans[item.span].start as usize + item.row;
@@ -138,7 +143,7 @@ impl Kernel for Run<'_> {
             None => first..(start + item.rows - 1) / SPLIT + 1,
         };
         for split in splits {
-            one_split(problem, &item, tile, split);
+            one_split(t, problem, &item, tile, split);
             merge(&mut tile.total, &tile.part, tile.head_dim);
         }
         if item.split.is_none() {
@@ -149,7 +154,7 @@ impl Kernel for Run<'_> {
 
 /// Fills `tile.part` with the sums over one split.
 #[inline(always)]
-fn one_split(problem: &Problem<'_>, item: &Item, tile: &mut Tile, split: usize) {
+fn one_split<T: Tier>(t: T, problem: &Problem<'_>, item: &Item, tile: &mut Tile, split: usize) {
     let d = tile.head_dim;
     tile.part.clear(tile.rows * tile.group, d);
     let span = &problem.spans[item.span];
@@ -157,75 +162,151 @@ fn one_split(problem: &Problem<'_>, item: &Item, tile: &mut Tile, split: usize) 
     let from = problem.first_seen(start).max(split * SPLIT) / BLOCK;
     let to = (start + item.rows).min((split + 1) * SPLIT).div_ceil(BLOCK);
     let table = &problem.tables[span.table as usize..][..span.table_len as usize];
-    let first_query = super::head_at(problem, item, 0);
     for block in from..to {
         let at = (table[block] as usize * problem.kv_heads + item.kv_head) * BLOCK * d;
-        problem.k.widen(at, &mut tile.keys);
-        problem.v.widen(at, &mut tile.values);
-        for row in 0..item.rows {
-            let position = start + row;
-            let low = problem.first_seen(position).max(block * BLOCK);
-            let high = (position + 1).min((block + 1) * BLOCK);
-            if low >= high {
-                continue;
-            }
-            let seen = low - block * BLOCK..high - block * BLOCK;
-            let query = first_query + row * problem.heads * d;
-            let queries = &problem.q[query..][..tile.group * d];
-            for (head, q) in queries.chunks_exact(d).enumerate() {
-                let pair = row * tile.group + head;
-                one_block(q, problem.scale, tile, pair, seen.clone());
+        problem.k.widen(t, at, &mut tile.keys);
+        problem.v.widen(t, at, &mut tile.values);
+        let seen = |row: usize| {
+            let low = problem.first_seen(start + row).max(block * BLOCK);
+            let high = (start + row + 1).min((block + 1) * BLOCK);
+            low.saturating_sub(block * BLOCK)..high.saturating_sub(block * BLOCK)
+        };
+        let mut row = 0;
+        while row < item.rows {
+            // Rows that see all of the block go together.
+            let all = (row..item.rows).take_while(|row| seen(*row) == (0..BLOCK)).count();
+            let rows = row..row + all.max(1);
+            let seen = seen(row);
+            row = rows.end;
+            if !seen.is_empty() {
+                some_rows(t, problem, item, tile, rows, seen);
             }
         }
     }
 }
 
-/// Adds the seen positions of the widened block to one (row, head) pair.
+/// Adds the seen positions of the widened block to all heads of some rows.
 #[inline(always)]
-fn one_block(q: &[f32], scale: f32, tile: &mut Tile, pair: usize, seen: std::ops::Range<usize>) {
-    let d = q.len();
-    let mut scores = [0.0f32; BLOCK];
-    for (q, keys) in q.iter().zip(tile.keys.as_chunks::<BLOCK>().0) {
-        for (score, key) in scores.iter_mut().zip(keys) {
-            *score = q.mul_add(*key, *score);
+fn some_rows<T: Tier>(
+    t: T,
+    problem: &Problem<'_>,
+    item: &Item,
+    tile: &mut Tile,
+    rows: Range<usize>,
+    seen: Range<usize>,
+) {
+    let (group, d) = (tile.group, tile.head_dim);
+    let query = |pair: usize| {
+        let at = super::head_at(problem, item, pair / group) + pair % group * d;
+        &problem.q[at..][..d]
+    };
+    let (mut pair, end) = (rows.start * group, rows.end * group);
+    while pair < end {
+        let first = pair;
+        let mut take = |count: usize| pair += count;
+        match end - first {
+            PAIRS.. => take(one_block::<T, PAIRS>(t, problem.scale, tile, first, &query, &seen)),
+            4.. => take(one_block::<T, 4>(t, problem.scale, tile, first, &query, &seen)),
+            2.. => take(one_block::<T, 2>(t, problem.scale, tile, first, &query, &seen)),
+            _ => take(one_block::<T, 1>(t, problem.scale, tile, first, &query, &seen)),
         }
     }
-    let part = &mut tile.part;
-    let mut max = part.max[pair];
-    for (i, score) in scores.iter_mut().enumerate() {
-        *score = if seen.contains(&i) { *score * scale } else { f32::NEG_INFINITY };
-        max = larger(max, *score);
+}
+
+/// Adds the seen positions of the widened block to `P` (row, head) pairs, a number that it returns
+/// and that does not change what happens to any of them.
+#[inline(always)]
+fn one_block<'q, T: Tier, const P: usize>(
+    t: T,
+    scale: f32,
+    tile: &mut Tile,
+    first: usize,
+    query: &impl Fn(usize) -> &'q [f32],
+    seen: &Range<usize>,
+) -> usize {
+    let d = tile.head_dim;
+    let queries: [&[f32]; P] = std::array::from_fn(|p| &query(first + p)[..d]);
+    let mut sums = [t.splat(0.0); P];
+    for (i, keys) in tile.keys[..d * BLOCK].as_chunks::<BLOCK>().0.iter().enumerate() {
+        let keys = t.load(keys);
+        for p in 0..P {
+            // SAFETY: there are `d` chunks of keys, and each query has `d` elements.
+            let q = unsafe { *queries[p].get_unchecked(i) };
+            sums[p] = t.mul_add(t.splat(q), keys, sums[p]);
+        }
     }
-    let old = if part.sum[pair] == 0.0 { 0.0 } else { exp(part.max[pair] - max) };
-    let mut weights = [0.0f32; BLOCK];
-    for (weight, score) in weights.iter_mut().zip(scores) {
-        *weight = exp(score - max);
+    let (mut weights, mut old) = ([[0.0; BLOCK]; P], [0.0; P]);
+    for p in 0..P {
+        let mut scores = [0.0; BLOCK];
+        t.store(sums[p], &mut scores);
+        old[p] = soften(&mut scores, scale, &mut tile.part, first + p, seen);
+        weights[p] = scores;
     }
-    let mut sum = 0.0;
-    for i in seen.clone() {
-        sum += weights[i];
-    }
-    part.max[pair] = max;
-    part.sum[pair] = part.sum[pair] * old + sum;
-    let acc = &mut part.acc[pair * d..][..d];
     let values = &tile.values[..BLOCK * d];
-    let (chunks, rest) = acc.as_chunks_mut::<LANES>();
-    let done = d - rest.len();
-    for (c, acc) in chunks.iter_mut().enumerate() {
-        let mut lanes = *acc;
-        lanes.iter_mut().for_each(|a| *a *= old);
+    let accs = &mut tile.part.acc[first * d..][..P * d];
+    for c in (0..d / LANES * LANES).step_by(LANES) {
+        let mut sums: [T::F; P] =
+            std::array::from_fn(|p| t.mul(t.load(lanes_at(accs, p * d + c)), t.splat(old[p])));
         for i in seen.clone() {
-            let v = &values[i * d + c * LANES..][..LANES];
-            for (lane, v) in lanes.iter_mut().zip(v) {
-                *lane = weights[i].mul_add(*v, *lane);
+            let v = t.load(lanes_at(values, i * d + c));
+            for p in 0..P {
+                sums[p] = t.mul_add(t.splat(weights[p][i]), v, sums[p]);
             }
         }
-        *acc = lanes;
-    }
-    for (c, acc) in rest.iter_mut().enumerate() {
-        *acc *= old;
-        for i in seen.clone() {
-            *acc = weights[i].mul_add(values[i * d + done + c], *acc);
+        for p in 0..P {
+            let acc = accs[p * d + c..].first_chunk_mut().expect("whole chunks");
+            t.store(sums[p], acc);
         }
     }
+    for c in d / LANES * LANES..d {
+        for p in 0..P {
+            let acc = &mut accs[p * d + c];
+            *acc *= old[p];
+            for i in seen.clone() {
+                *acc = weights[p][i].mul_add(values[i * d + c], *acc);
+            }
+        }
+    }
+    P
+}
+
+/// Turns scores into weights and updates a pair's maximum and sum; returns what its weighted values
+/// shrink by.
+#[inline(always)]
+fn soften(
+    scores: &mut [f32; BLOCK],
+    scale: f32,
+    part: &mut Partial,
+    pair: usize,
+    seen: &Range<usize>,
+) -> f32 {
+    for (i, score) in scores.iter_mut().enumerate() {
+        *score = if seen.contains(&i) { *score * scale } else { f32::NEG_INFINITY };
+    }
+    let max = larger(part.max[pair], largest(*scores));
+    let old = if part.sum[pair] == 0.0 { 0.0 } else { exp(part.max[pair] - max) };
+    for score in scores.iter_mut() {
+        *score = exp(*score - max);
+    }
+    part.max[pair] = max;
+    part.sum[pair] = part.sum[pair] * old + sum(*scores);
+    old
+}
+
+/// The largest of a block's scores, halves against each other.
+#[inline(always)]
+fn largest(mut scores: [f32; BLOCK]) -> f32 {
+    let mut width = BLOCK / 2;
+    while width > 0 {
+        for i in 0..width {
+            scores[i] = larger(scores[i], scores[i + width]);
+        }
+        width /= 2;
+    }
+    scores[0]
+}
+
+#[inline(always)]
+fn lanes_at(x: &[f32], at: usize) -> &[f32; LANES] {
+    x[at..].first_chunk().expect("whole chunks")
 }

@@ -1,11 +1,11 @@
 //! One tier: what the compiler makes of plain Rust.
 
-use super::{Isa, Kernel};
+use super::{Isa, Kernel, Portable};
 
 pub(super) fn detect() -> Isa {
     Isa::Reference
 }
 
 pub(super) fn run<K: Kernel>(_: Isa, kernel: K) {
-    kernel.run();
+    kernel.run(Portable);
 }

@@ -1,6 +1,9 @@
 //! The tiers of x86-64.
 
-use super::{Isa, Kernel};
+use std::arch::x86_64::*;
+
+use super::{Isa, Kernel, Portable, Tier};
+use crate::lanes::LANES;
 
 pub(super) fn detect() -> Isa {
     let avx2 = is_x86_feature_detected!("avx2")
@@ -21,7 +24,7 @@ pub(super) fn detect() -> Isa {
 
 pub(super) fn run<K: Kernel>(isa: Isa, kernel: K) {
     match isa {
-        Isa::Reference => kernel.run(),
+        Isa::Reference => kernel.run(Portable),
         // SAFETY: Isa::run clamps the tier to what detect() found.
         Isa::Avx2 => unsafe { avx2(kernel) },
         // SAFETY: as above.
@@ -31,10 +34,99 @@ pub(super) fn run<K: Kernel>(isa: Isa, kernel: K) {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn avx2<K: Kernel>(kernel: K) {
-    kernel.run();
+    kernel.run(Avx2(()));
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 fn avx512<K: Kernel>(kernel: K) {
-    kernel.run();
+    kernel.run(Avx512(()));
+}
+
+/// Two registers of eight lanes.
+#[derive(Clone, Copy)]
+struct Avx2(());
+
+/// One register.
+#[derive(Clone, Copy)]
+struct Avx512(());
+
+// SAFETY of each block below: a value of the tier exists only within avx2() or avx512(), which
+// have the features; loads and stores cover sixteen lanes.
+impl Tier for Avx2 {
+    type F = [__m256; 2];
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        // SAFETY: see above.
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::F {
+        // SAFETY: see above.
+        unsafe { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x[8..].as_ptr())] }
+    }
+    #[inline(always)]
+    fn store(self, x: Self::F, to: &mut [f32; LANES]) {
+        // SAFETY: see above.
+        unsafe {
+            _mm256_storeu_ps(to.as_mut_ptr(), x[0]);
+            _mm256_storeu_ps(to[8..].as_mut_ptr(), x[1]);
+        }
+    }
+    #[inline(always)]
+    fn halves(self, x: &[u16; LANES]) -> Self::F {
+        // SAFETY: see above.
+        [0, 8].map(|i| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x[i..].as_ptr().cast())) })
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+}
+
+impl Tier for Avx512 {
+    type F = __m512;
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, x: Self::F, to: &mut [f32; LANES]) {
+        // SAFETY: see above.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), x) }
+    }
+    #[inline(always)]
+    fn halves(self, x: &[u16; LANES]) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn bfloats(self, x: &[u16; LANES]) -> Self::F {
+        // SAFETY: see above.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))
+        }
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use pomona_device::{Pool, split};
 
 use super::packed::BLOCK;
-use crate::isa::Kernel;
+use crate::isa::{Kernel, Tier};
 use crate::{Isa, linear};
 
 /// Tokens below which quantising is not worth a join.
@@ -99,7 +99,7 @@ struct Quantise<'a> {
 
 impl Kernel for Quantise<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<T: Tier>(self, _: T) {
         let blocks = self.x.as_chunks::<BLOCK>().0;
         let terms = self.terms.as_chunks_mut::<BLOCK>().0.as_chunks_mut::<TERMS>().0;
         for ((x, terms), factors) in blocks.iter().zip(terms).zip(self.factors) {

@@ -3,8 +3,7 @@
 use super::Slab;
 use super::packed::GROUP;
 use crate::Format;
-use crate::isa::Kernel;
-use crate::lanes::widen_half;
+use crate::isa::{Kernel, Tier};
 
 /// Most tokens that share a pass over a group: their sums stay in registers.
 const TOKENS: usize = 8;
@@ -21,71 +20,97 @@ pub(super) struct Dense<'a> {
 
 impl Kernel for Dense<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<T: Tier>(self, t: T) {
         match self.slab.format {
-            Format::F32 => self.groups::<4>(f32::from_le_bytes),
-            Format::F16 => self.groups::<2>(|bytes| widen_half(u16::from_le_bytes(bytes))),
-            _ => {
-                self.groups::<2>(|bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16))
-            }
+            Format::F32 => self.groups::<T, F32>(t),
+            Format::F16 => self.groups::<T, F16>(t),
+            _ => self.groups::<T, BF16>(t),
         }
+    }
+}
+
+/// A dense format.
+trait Number {
+    const BYTES: usize;
+    /// Sixteen of them in f32.
+    fn wide<T: Tier>(t: T, bytes: &[u8]) -> T::F;
+}
+
+struct F32;
+impl Number for F32 {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    fn wide<T: Tier>(t: T, bytes: &[u8]) -> T::F {
+        let words = bytes.as_chunks::<4>().0;
+        t.load(&std::array::from_fn(|i| f32::from_le_bytes(words[i])))
+    }
+}
+
+struct F16;
+impl Number for F16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    fn wide<T: Tier>(t: T, bytes: &[u8]) -> T::F {
+        let words = bytes.as_chunks::<2>().0;
+        t.halves(&std::array::from_fn(|i| u16::from_le_bytes(words[i])))
+    }
+}
+
+struct BF16;
+impl Number for BF16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    fn wide<T: Tier>(t: T, bytes: &[u8]) -> T::F {
+        let words = bytes.as_chunks::<2>().0;
+        t.bfloats(&std::array::from_fn(|i| u16::from_le_bytes(words[i])))
     }
 }
 
 impl Dense<'_> {
     #[inline(always)]
-    fn groups<const SIZE: usize>(&self, widen: impl Fn([u8; SIZE]) -> f32 + Copy) {
-        let (slab, cols) = (self.slab, self.slab.cols);
-        for tokens in slab.token_blocks(cols * size_of::<f32>()) {
+    fn groups<T: Tier, N: Number>(&self, t: T) {
+        let slab = self.slab;
+        for tokens in slab.token_blocks(slab.cols * size_of::<f32>()) {
             for group in slab.groups.clone() {
-                let weights =
-                    &slab.group(group).as_chunks::<SIZE>().0.as_chunks::<GROUP>().0[..cols];
                 let mut token = tokens.start;
                 while token < tokens.end {
-                    let x = &self.x[token * cols..];
                     token += match tokens.end - token {
-                        TOKENS.. => {
-                            self.store(group, token, products::<TOKENS, _>(weights, x, widen))
-                        }
-                        4.. => self.store(group, token, products::<4, _>(weights, x, widen)),
-                        2.. => self.store(group, token, products::<2, _>(weights, x, widen)),
-                        _ => self.store(group, token, products::<1, _>(weights, x, widen)),
+                        TOKENS.. => self.products::<T, N, TOKENS>(t, group, token),
+                        4.. => self.products::<T, N, 4>(t, group, token),
+                        2.. => self.products::<T, N, 2>(t, group, token),
+                        _ => self.products::<T, N, 1>(t, group, token),
                     };
                 }
             }
         }
     }
 
+    /// A group with `K` tokens from `token`; the same operations for every `K`, which it returns.
     #[inline(always)]
-    fn store<const T: usize>(&self, group: usize, token: usize, sums: [[f32; GROUP]; T]) -> usize {
-        for (t, sums) in sums.iter().enumerate() {
-            // SAFETY: the slab's own groups, and tokens within the output's.
-            unsafe { self.slab.sink.store(token + t, group, sums) };
-        }
-        T
-    }
-}
-
-/// Sixteen rows with `T` consecutive tokens; the same operations for every `T`.
-#[inline(always)]
-fn products<const T: usize, B: Copy>(
-    weights: &[[B; GROUP]],
-    x: &[f32],
-    widen: impl Fn(B) -> f32,
-) -> [[f32; GROUP]; T] {
-    let cols = weights.len();
-    let x: [&[f32]; T] = std::array::from_fn(|t| &x[t * cols..][..cols]);
-    let mut sums = [[0.0f32; GROUP]; T];
-    for (col, bytes) in weights.iter().enumerate() {
-        let mut wide = [0.0; GROUP];
-        for lane in 0..GROUP {
-            wide[lane] = widen(bytes[lane]);
-        }
-        for t in 0..T {
-            for lane in 0..GROUP {
-                sums[t][lane] = wide[lane].mul_add(x[t][col], sums[t][lane]);
+    fn products<T: Tier, N: Number, const K: usize>(
+        &self,
+        t: T,
+        group: usize,
+        token: usize,
+    ) -> usize {
+        let cols = self.slab.cols;
+        let weights = &self.slab.group(group)[..cols * GROUP * N::BYTES];
+        let x: [&[f32]; K] = std::array::from_fn(|k| &self.x[(token + k) * cols..][..cols]);
+        let mut sums = [t.splat(0.0); K];
+        for (col, bytes) in weights.chunks_exact(GROUP * N::BYTES).enumerate() {
+            let wide = N::wide(t, bytes);
+            for k in 0..K {
+                // SAFETY: there are `cols` chunks, and each token has `cols` activations.
+                let x = unsafe { *x[k].get_unchecked(col) };
+                sums[k] = t.mul_add(wide, t.splat(x), sums[k]);
             }
         }
+        for (k, sums) in sums.into_iter().enumerate() {
+            let mut values = [0.0; GROUP];
+            t.store(sums, &mut values);
+            // SAFETY: the slab's own groups, and tokens within the output's.
+            unsafe { self.slab.sink.store(token + k, group, &values) };
+        }
+        K
     }
-    sums
 }

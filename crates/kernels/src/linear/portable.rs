@@ -1,9 +1,9 @@
 //! In place of AVX-512 where there is none: the reference.
 
 use super::{Activations, Slab, reference};
-use crate::isa::Kernel;
+use crate::Isa;
 
 /// Computes a slab.
 pub(super) fn run(slab: &Slab<'_>, activations: &Activations) {
-    reference::Quantised { slab, activations }.run();
+    Isa::Reference.run(reference::Quantised { slab, activations });
 }

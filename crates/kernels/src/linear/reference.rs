@@ -4,7 +4,7 @@ use super::activations::{TERMS, Token};
 use super::packed::{BLOCK, Block, GROUP, STEPS};
 use super::{Activations, Slab};
 use crate::Format;
-use crate::isa::Kernel;
+use crate::isa::{Kernel, Tier};
 
 /// A worker's groups of rows, one after the other.
 pub(super) struct Quantised<'a> {
@@ -14,7 +14,7 @@ pub(super) struct Quantised<'a> {
 
 impl Kernel for Quantised<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<T: Tier>(self, _: T) {
         let slab = self.slab;
         for group in slab.groups.clone() {
             let bytes = slab.group(group);

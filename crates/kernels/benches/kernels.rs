@@ -1,0 +1,163 @@
+//! Products, attention and joins against the limits that this machine shows in the same run.
+//!
+//!     cargo bench -p pomona-kernels [-- linear|attention|join]
+//!
+//! Prints medians of several rounds. Shares: of the measured read bandwidth (weights or KV read
+//! once) and of the measured int8 (integer formats) or f32 peak.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pomona_device::{DType, Device, Pool, Probe, View, probe};
+use pomona_kernels::{
+    Attention, CpuOps, Format, KvLayer, LinearPart, Matrix, Ops, Span, WeightSource, Write,
+};
+
+const ROUNDS: usize = 9;
+/// How long a round lasts at least.
+const ROUND_S: f64 = 0.02;
+
+fn main() {
+    let only = std::env::args().skip(1).find(|word| !word.starts_with('-'));
+    let wanted = |what: &str| only.as_deref().is_none_or(|only| only == what);
+    let threads = Pool::default_threads();
+    let limits = probe(&Pool::new(threads));
+    let ops = CpuOps::detect(threads);
+    println!(
+        "{threads} threads, {}: reads {:.1} GB/s, {:.0} GFLOP/s in f32, {:.0} GOP/s in int8",
+        ops.isa().name(),
+        limits.read_bytes_per_s / 1e9,
+        limits.f32_ops_per_s / 1e9,
+        limits.int8_ops_per_s / 1e9
+    );
+    if wanted("join") {
+        join(threads);
+    }
+    if wanted("linear") {
+        linear(&ops, &limits);
+    }
+    if wanted("attention") {
+        attention(&ops, &limits);
+    }
+}
+
+/// Median seconds of one call.
+fn time(mut call: impl FnMut()) -> f64 {
+    call();
+    let begun = Instant::now();
+    call();
+    let calls = (ROUND_S / begun.elapsed().as_secs_f64()).ceil().max(1.0) as usize;
+    let mut rounds: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let begun = Instant::now();
+            (0..calls).for_each(|_| call());
+            begun.elapsed().as_secs_f64() / calls as f64
+        })
+        .collect();
+    rounds.sort_by(f64::total_cmp);
+    rounds[ROUNDS / 2]
+}
+
+fn join(threads: usize) {
+    let pool = Pool::new(threads);
+    let seconds = time(|| (0..1000).for_each(|_| pool.run(&|_| {})));
+    println!("\njoin of {threads} workers: {:.0} ns", seconds * 1e6);
+}
+
+fn linear(ops: &CpuOps, limits: &Probe) {
+    const SHAPES: [(usize, usize); 2] = [(1536, 576), (4096, 2048)];
+    println!("\nlinear   rows x cols  tokens      us    GB/s  of read    GOP/s  of peak");
+    for format in Format::ALL {
+        for (rows, cols) in SHAPES {
+            let cols = cols.next_multiple_of(format.block_len());
+            // Enough matrices that a cache does not hold them all.
+            let bytes = format.row_bytes(cols).unwrap() * rows;
+            let matrices: Vec<Matrix> =
+                (0..(256 << 20) / bytes).map(|i| matrix(ops, format, (rows, cols), i)).collect();
+            for tokens in [1, 8, 512] {
+                let device = ops.device().as_ref();
+                let x = random(device, &[tokens, cols]);
+                let out = device.alloc_view(DType::F32, &[tokens, rows]).unwrap();
+                let mut turn = 0;
+                let seconds = time(|| {
+                    let weight = &matrices[turn % matrices.len()];
+                    turn += 1;
+                    let part = LinearPart { weight, bias: None, out: &out };
+                    ops.linear(&x, &[part], Write::Set).unwrap();
+                });
+                let gops = 2.0 * (rows * cols * tokens) as f64 / seconds / 1e9;
+                let peak = match format.block_len() {
+                    1 => limits.f32_ops_per_s,
+                    _ => limits.int8_ops_per_s,
+                };
+                println!(
+                    "{:<6} {rows:>6} x {cols:<6} {tokens:>5} {:>8.1} {:>7.1} {:>6.0} % {gops:>8.1} {:>6.0} %",
+                    format!("{format:?}"),
+                    seconds * 1e6,
+                    bytes as f64 / seconds / 1e9,
+                    100.0 * bytes as f64 / seconds / limits.read_bytes_per_s,
+                    100.0 * gops * 1e9 / peak,
+                );
+            }
+        }
+    }
+}
+
+fn attention(ops: &CpuOps, limits: &Probe) {
+    const HEADS: [(usize, usize, usize); 2] = [(9, 3, 64), (32, 8, 64)];
+    println!("\nattention heads/kv/dim  rows   seen      us    GB/s  of read  GFLOP/s  of f32");
+    for (heads, kv_heads, dim) in HEADS {
+        for (rows, seen) in [(1, 512), (1, 8192), (512, 512), (512, 4096)] {
+            let device = ops.device().as_ref();
+            let blocks = seen / 16;
+            let cache = |_| device.alloc_view(DType::F16, &[blocks, kv_heads, 16, dim]).unwrap();
+            let [k, v] = [0, 1].map(cache);
+            let q = random(device, &[rows, heads, dim]);
+            let out = device.alloc_view(DType::F32, &[rows, heads, dim]).unwrap();
+            let tables: Vec<u32> = (0..blocks as u32).collect();
+            let start = (seen - rows) as u32;
+            let table_len = blocks as u32;
+            let spans = [Span { first_row: 0, rows: rows as u32, start, table: 0, table_len }];
+            let how = Attention { spans: &spans, tables: &tables, scale: 0.125, window: None };
+            let layer = KvLayer { k, v };
+            let seconds = time(|| ops.attention(&q, &layer, &how, &out).unwrap());
+            let bytes = (2 * seen * kv_heads * dim * 2) as f64;
+            let pairs = rows as f64 * (start as f64 + (rows as f64 + 1.0) / 2.0);
+            let flops = 4.0 * pairs * (heads * dim) as f64;
+            println!(
+                "          {heads:>5}/{kv_heads}/{dim:<5} {rows:>7} {seen:>6} {:>8.1} {:>7.1} {:>6.0} % {:>8.1} {:>6.0} %",
+                seconds * 1e6,
+                bytes / seconds / 1e9,
+                100.0 * bytes / seconds / limits.read_bytes_per_s,
+                flops / seconds / 1e9,
+                100.0 * flops / seconds / limits.f32_ops_per_s,
+            );
+        }
+    }
+}
+
+fn numbers(seed: usize) -> impl Iterator<Item = u32> {
+    let mut state = seed as u32 ^ 0x9e37_79b9;
+    std::iter::repeat_with(move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state >> 8
+    })
+}
+
+/// A matrix of random integers; 16-bit scales are made small numbers.
+fn matrix(ops: &CpuOps, format: Format, (rows, cols): (usize, usize), seed: usize) -> Matrix {
+    let bytes = rows * format.row_bytes(cols).unwrap();
+    // The upper byte of a half-precision number below 0x3c00 is finite.
+    let data: Vec<u8> = numbers(seed).map(|n| n as u8 & 0x3b).take(bytes).collect();
+    let source = WeightSource { format, rows, cols, bytes: Arc::new(data), offset: 0 };
+    ops.matrix(&source).unwrap()
+}
+
+fn random(device: &dyn Device, shape: &[usize]) -> View {
+    let view = device.alloc_view(DType::F32, shape).unwrap();
+    let values = numbers(7).map(|n| n as f32 / (1 << 23) as f32 - 1.0).take(view.elements());
+    let bytes: Vec<u8> = values.flat_map(f32::to_ne_bytes).collect();
+    device.upload(&bytes, &view).unwrap();
+    view
+}
