@@ -148,8 +148,8 @@ fn numbers(seed: usize) -> impl Iterator<Item = u32> {
 /// A matrix of random integers; 16-bit scales are made small numbers.
 fn matrix(ops: &CpuOps, format: Format, (rows, cols): (usize, usize), seed: usize) -> Matrix {
     let bytes = rows * format.row_bytes(cols).unwrap();
-    // The upper byte of a half-precision number below 0x3c00 is finite.
-    let data: Vec<u8> = numbers(seed).map(|n| n as u8 & 0x3b).take(bytes).collect();
+    // As the upper byte of any floating-point number: finite and not subnormal.
+    let data: Vec<u8> = numbers(seed).map(|n| n as u8 & 0x3b | 0x20).take(bytes).collect();
     let source = WeightSource { format, rows, cols, bytes: Arc::new(data), offset: 0 };
     ops.matrix(&source).unwrap()
 }

@@ -201,96 +201,115 @@ fn some_rows<T: Tier>(
         &problem.q[at..][..d]
     };
     let (mut pair, end) = (rows.start * group, rows.end * group);
+    let all = seen == (0..BLOCK);
     while pair < end {
-        let first = pair;
-        let mut take = |count: usize| pair += count;
-        match end - first {
-            PAIRS.. => take(one_block::<T, PAIRS>(t, problem.scale, tile, first, &query, &seen)),
-            4.. => take(one_block::<T, 4>(t, problem.scale, tile, first, &query, &seen)),
-            2.. => take(one_block::<T, 2>(t, problem.scale, tile, first, &query, &seen)),
-            _ => take(one_block::<T, 1>(t, problem.scale, tile, first, &query, &seen)),
-        }
+        let block = Block { scale: problem.scale, first: pair, seen: seen.clone() };
+        pair += match end - pair {
+            PAIRS.. if all => block.add::<T, PAIRS, true>(t, tile, &query),
+            4.. if all => block.add::<T, 4, true>(t, tile, &query),
+            2.. if all => block.add::<T, 2, true>(t, tile, &query),
+            _ if all => block.add::<T, 1, true>(t, tile, &query),
+            _ => block.add::<T, 1, false>(t, tile, &query),
+        };
     }
 }
 
-/// Adds the seen positions of the widened block to `P` (row, head) pairs, a number that it returns
-/// and that does not change what happens to any of them.
-#[inline(always)]
-fn one_block<'q, T: Tier, const P: usize>(
-    t: T,
+/// What pairs see of the widened block.
+struct Block {
     scale: f32,
-    tile: &mut Tile,
+    /// The first pair.
     first: usize,
-    query: &impl Fn(usize) -> &'q [f32],
-    seen: &Range<usize>,
-) -> usize {
-    let d = tile.head_dim;
-    let queries: [&[f32]; P] = std::array::from_fn(|p| &query(first + p)[..d]);
-    let mut sums = [t.splat(0.0); P];
-    for (i, keys) in tile.keys[..d * BLOCK].as_chunks::<BLOCK>().0.iter().enumerate() {
-        let keys = t.load(keys);
-        for p in 0..P {
-            // SAFETY: there are `d` chunks of keys, and each query has `d` elements.
-            let q = unsafe { *queries[p].get_unchecked(i) };
-            sums[p] = t.mul_add(t.splat(q), keys, sums[p]);
-        }
-    }
-    let (mut weights, mut old) = ([[0.0; BLOCK]; P], [0.0; P]);
-    for p in 0..P {
-        let mut scores = [0.0; BLOCK];
-        t.store(sums[p], &mut scores);
-        old[p] = soften(&mut scores, scale, &mut tile.part, first + p, seen);
-        weights[p] = scores;
-    }
-    let values = &tile.values[..BLOCK * d];
-    let accs = &mut tile.part.acc[first * d..][..P * d];
-    for c in (0..d / LANES * LANES).step_by(LANES) {
-        let mut sums: [T::F; P] =
-            std::array::from_fn(|p| t.mul(t.load(lanes_at(accs, p * d + c)), t.splat(old[p])));
-        for i in seen.clone() {
-            let v = t.load(lanes_at(values, i * d + c));
-            for p in 0..P {
-                sums[p] = t.mul_add(t.splat(weights[p][i]), v, sums[p]);
-            }
-        }
-        for p in 0..P {
-            let acc = accs[p * d + c..].first_chunk_mut().expect("whole chunks");
-            t.store(sums[p], acc);
-        }
-    }
-    for c in d / LANES * LANES..d {
-        for p in 0..P {
-            let acc = &mut accs[p * d + c];
-            *acc *= old[p];
-            for i in seen.clone() {
-                *acc = weights[p][i].mul_add(values[i * d + c], *acc);
-            }
-        }
-    }
-    P
+    seen: Range<usize>,
 }
 
-/// Turns scores into weights and updates a pair's maximum and sum; returns what its weighted values
-/// shrink by.
-#[inline(always)]
-fn soften(
-    scores: &mut [f32; BLOCK],
-    scale: f32,
-    part: &mut Partial,
-    pair: usize,
-    seen: &Range<usize>,
-) -> f32 {
-    for (i, score) in scores.iter_mut().enumerate() {
-        *score = if seen.contains(&i) { *score * scale } else { f32::NEG_INFINITY };
+impl Block {
+    /// Adds the seen positions to `P` pairs, which it returns; what happens to a pair does not
+    /// depend on it. `ALL`: all positions are seen.
+    #[inline(always)]
+    fn add<'q, T: Tier, const P: usize, const ALL: bool>(
+        &self,
+        t: T,
+        tile: &mut Tile,
+        query: &impl Fn(usize) -> &'q [f32],
+    ) -> usize {
+        let (d, first) = (tile.head_dim, self.first);
+        let mut queries: [&[f32]; P] = [&[]; P];
+        for p in 0..P {
+            queries[p] = &query(first + p)[..d];
+        }
+        let mut sums = [t.splat(0.0); P];
+        for (i, keys) in tile.keys[..d * BLOCK].as_chunks::<BLOCK>().0.iter().enumerate() {
+            let keys = t.load(keys);
+            for p in 0..P {
+                // SAFETY: there are `d` chunks of keys, and each query has `d` elements.
+                let q = unsafe { *queries[p].get_unchecked(i) };
+                sums[p] = t.mul_add(t.splat(q), keys, sums[p]);
+            }
+        }
+        let mut weights = [[0.0; BLOCK]; P];
+        for p in 0..P {
+            t.store(sums[p], &mut weights[p]);
+        }
+        let old = self.soften::<P, ALL>(&mut weights, &mut tile.part);
+        let seen = if ALL { 0..BLOCK } else { self.seen.clone() };
+        let values = &tile.values[..BLOCK * d];
+        let accs = &mut tile.part.acc[first * d..][..P * d];
+        for c in (0..d / LANES * LANES).step_by(LANES) {
+            let mut sums = [t.splat(0.0); P];
+            for p in 0..P {
+                sums[p] = t.mul(t.load(lanes_at(accs, p * d + c)), t.splat(old[p]));
+            }
+            for i in seen.clone() {
+                let v = t.load(lanes_at(values, i * d + c));
+                for p in 0..P {
+                    sums[p] = t.mul_add(t.splat(weights[p][i]), v, sums[p]);
+                }
+            }
+            for p in 0..P {
+                let acc = accs[p * d + c..].first_chunk_mut().expect("whole chunks");
+                t.store(sums[p], acc);
+            }
+        }
+        for c in d / LANES * LANES..d {
+            for p in 0..P {
+                let acc = &mut accs[p * d + c];
+                *acc *= old[p];
+                for i in seen.clone() {
+                    *acc = weights[p][i].mul_add(values[i * d + c], *acc);
+                }
+            }
+        }
+        P
     }
-    let max = larger(part.max[pair], largest(*scores));
-    let old = if part.sum[pair] == 0.0 { 0.0 } else { exp(part.max[pair] - max) };
-    for score in scores.iter_mut() {
-        *score = exp(*score - max);
+
+    /// Turns scores into weights and updates maxima and sums; returns what weighted values shrink
+    /// by.
+    #[inline(always)]
+    fn soften<const P: usize, const ALL: bool>(
+        &self,
+        scores: &mut [[f32; BLOCK]; P],
+        part: &mut Partial,
+    ) -> [f32; P] {
+        let before: &mut [f32; P] = part.max[self.first..].first_chunk_mut().expect("all pairs");
+        let totals: &mut [f32; P] = part.sum[self.first..].first_chunk_mut().expect("all pairs");
+        let mut old = [0.0; P];
+        for (p, scores) in scores.iter_mut().enumerate() {
+            for (i, score) in scores.iter_mut().enumerate() {
+                let seen = ALL || self.seen.contains(&i);
+                *score = if seen { *score * self.scale } else { f32::NEG_INFINITY };
+            }
+            let max = larger(before[p], largest(*scores));
+            scores.iter_mut().for_each(|score| *score -= max);
+            (old[p], before[p]) = (before[p] - max, max);
+        }
+        // Nothing seen before is a maximum of minus infinity: it shrinks to 0.
+        old.iter_mut().for_each(|x| *x = exp(*x));
+        for (p, scores) in scores.iter_mut().enumerate() {
+            scores.iter_mut().for_each(|score| *score = exp(*score));
+            totals[p] = totals[p] * old[p] + sum(*scores);
+        }
+        old
     }
-    part.max[pair] = max;
-    part.sum[pair] = part.sum[pair] * old + sum(*scores);
-    old
 }
 
 /// The largest of a block's scores, halves against each other.
