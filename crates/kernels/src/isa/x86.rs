@@ -75,7 +75,10 @@ impl Tier for Avx2 {
     #[inline(always)]
     fn halves(self, x: &[u16; LANES]) -> Self::F {
         // SAFETY: see above.
-        [0, 8].map(|i| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x[i..].as_ptr().cast())) })
+        unsafe {
+            let at: *const __m128i = x.as_ptr().cast();
+            [_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at.add(1)))]
+        }
     }
     #[inline(always)]
     fn mul(self, a: Self::F, b: Self::F) -> Self::F {

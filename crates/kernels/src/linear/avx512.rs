@@ -165,12 +165,13 @@ unsafe fn integers<const T: usize>(
     unsafe {
         let four = |t: usize, term: usize, step: usize| {
             let at = inputs[t].terms.add((b * TERMS + term) * BLOCK + step * 4);
-            _mm512_set1_epi32(at.cast::<i32>().read_unaligned())
+            at.cast::<i32>().read_unaligned()
         };
         let mut sums = [_mm512_setzero_si512(); T];
         for step in steps.clone() {
             for t in 0..T {
-                sums[t] = _mm512_dpbusd_epi32(sums[t], w[step], four(t, 0, step));
+                sums[t] =
+                    _mm512_dpbusd_epi32(sums[t], w[step], _mm512_set1_epi32(four(t, 0, step)));
             }
         }
         if TERMS == 1 {
@@ -185,7 +186,8 @@ unsafe fn integers<const T: usize>(
         }
         for step in steps {
             for t in 0..T {
-                low[t] = _mm512_dpbusd_epi32(low[t], w[step], four(t, TERMS - 1, step));
+                let x = _mm512_set1_epi32(four(t, TERMS - 1, step));
+                low[t] = _mm512_dpbusd_epi32(low[t], w[step], x);
             }
         }
         if T <= 2 {
@@ -290,7 +292,13 @@ impl Integers for Bytes {
     #[inline(always)]
     unsafe fn steps(at: *const u8) -> [__m512i; STEPS] {
         // SAFETY: eight vectors.
-        std::array::from_fn(|s| unsafe { vector(at, s) })
+        unsafe {
+            let mut steps = [_mm512_setzero_si512(); STEPS];
+            for (s, step) in steps.iter_mut().enumerate() {
+                *step = vector(at, s);
+            }
+            steps
+        }
     }
 }
 
@@ -342,11 +350,10 @@ impl Scales for ScaledScales {
         unsafe {
             let start = at.add(b / 8 * (64 + 8 * 32));
             let own = start.add(64 + b % 8 * 32);
-            let byte = |at: *const u8| {
-                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast())))
-            };
-            let d = _mm512_mul_ps(halves(start), byte(own));
-            let minimum = _mm512_mul_ps(halves(start.add(32)), byte(own.add(16)));
+            let scale = _mm512_cvtepu8_epi32(_mm_loadu_si128(own.cast()));
+            let minimum = _mm512_cvtepu8_epi32(_mm_loadu_si128(own.add(16).cast()));
+            let d = _mm512_mul_ps(halves(start), _mm512_cvtepi32_ps(scale));
+            let minimum = _mm512_mul_ps(halves(start.add(32)), _mm512_cvtepi32_ps(minimum));
             [[d, _mm512_xor_ps(minimum, _mm512_set1_ps(-0.0))]; 2]
         }
     }
@@ -363,11 +370,13 @@ impl Scales for HalfScales {
         unsafe {
             let start = at.add(b / 8 * (32 + 8 * 32));
             let (own, scale) = (start.add(32 + b % 8 * 32), halves(start));
-            [0, 16].map(|half| {
-                let bytes = _mm_loadu_si128(own.add(half).cast());
+            let mut scales = [[scale; 2]; 2];
+            for (half, scales) in scales.iter_mut().enumerate() {
+                let bytes = _mm_loadu_si128(own.add(half * 16).cast());
                 let d = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
-                [d, _mm512_mul_ps(d, _mm512_set1_ps(-32.0))]
-            })
+                *scales = [d, _mm512_mul_ps(d, _mm512_set1_ps(-32.0))];
+            }
+            scales
         }
     }
 }
