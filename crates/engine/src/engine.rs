@@ -120,7 +120,8 @@ impl Engine {
         let device = ops.device().clone();
         let kv = kv_cache(device.as_ref(), &spec, config.kv_dtype, config.kv_blocks)?;
         let max_tokens = config.max_num_batched_tokens as usize;
-        let input = Input::new(device.as_ref(), max_tokens, groups.len())?;
+        let max_seqs = config.max_num_seqs as usize;
+        let input = Input::new(device.as_ref(), max_tokens, max_seqs, groups.len())?;
         let logits = Logits::new(ops.as_ref(), spec.vocab as usize)?;
         let shared = Arc::new(Shared {
             info: ReplicaInfo {

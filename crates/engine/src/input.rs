@@ -6,7 +6,8 @@ use pomona_kernels::{Batch, Span};
 use pomona_scheduler::batch::StepPlan;
 use pomona_types::BLOCK_TOKENS;
 
-/// Device memory for a step's input and the host arrays it is filled from; made once.
+/// Device memory for a step's input, the host arrays it is filled from, and block tables; made
+/// once.
 pub(crate) struct Input {
     tokens: View,
     positions: View,
@@ -15,13 +16,16 @@ pub(crate) struct Input {
     host_positions: Vec<u32>,
     host_slots: Vec<u32>,
     host_logit_rows: Vec<u32>,
+    /// For each group and each of the scheduler's slots, as plans have told them.
+    tables: Vec<Vec<Vec<u32>>>,
 }
 
 impl Input {
-    /// Room for `max_tokens` tokens and `groups` layer groups.
+    /// Room for `max_tokens` tokens of `max_seqs` sequences, and `groups` layer groups.
     pub(crate) fn new(
         device: &dyn Device,
         max_tokens: usize,
+        max_seqs: usize,
         groups: usize,
     ) -> Result<Input, DeviceError> {
         let view = || device.alloc_view(DType::U32, &[max_tokens]);
@@ -33,6 +37,7 @@ impl Input {
             host_positions: Vec::with_capacity(max_tokens),
             host_slots: Vec::with_capacity(max_tokens),
             host_logit_rows: Vec::with_capacity(max_tokens),
+            tables: vec![vec![Vec::new(); max_seqs]; groups],
         })
     }
 
@@ -83,13 +88,16 @@ impl Input {
         })
     }
 
-    /// One group's concatenated tables; leaves its KV slots in `host_slots`.
+    /// One group's concatenated tables, brought up to date; leaves its KV slots in `host_slots`.
     fn group(&mut self, plan: &StepPlan, group: usize) -> Vec<u32> {
         self.host_slots.clear();
-        let mut tables = Vec::with_capacity(plan.tables.len() / self.slots.len());
+        let mut tables = Vec::new();
         for row in &plan.rows {
-            let start = row.table_start as usize + group * row.table_len as usize;
-            let table = &plan.tables[start..start + row.table_len as usize];
+            let added = (row.table_len - row.known) as usize;
+            let start = row.added as usize + group * added;
+            let table = &mut self.tables[group][row.slot as usize];
+            table.truncate(row.known as usize);
+            table.extend_from_slice(&plan.blocks[start..start + added]);
             for position in row.computed..row.computed + row.count {
                 let block = table[(position / BLOCK_TOKENS) as usize];
                 self.host_slots.push(block * BLOCK_TOKENS + position % BLOCK_TOKENS);

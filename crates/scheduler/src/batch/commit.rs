@@ -1,6 +1,6 @@
 //! What a computed step leads to.
 
-use pomona_types::{BLOCK_TOKENS, FinishReason, Micros, TokenId};
+use pomona_types::{BLOCK_TOKENS, FinishReason, Micros, TenantId, TokenId};
 
 use super::State;
 use super::blocks::NONE;
@@ -21,35 +21,39 @@ impl State {
     ) {
         assert_eq!(self.in_flight.take(), Some(plan.step), "another plan is being computed");
         let mut sampled = result.sampled.iter().peekable();
+        let mut charge = (TenantId(0), 0);
         for (at, row) in (0u32..).zip(&plan.rows) {
             let token = sampled.next_if(|s| s.row == at).map(|s| s.token);
             assert_eq!(row.sample, token.is_some(), "row {at} of step {}: sample", plan.step);
-            let index = self.index(row.id).expect("a request in a step stays until its commit");
-            self.advance(index, row.count);
-            if self.record(index).aborted {
+            let index = self.by_slot[row.slot as usize];
+            let record = &mut self.records[index as usize];
+            assert!(record.id == row.id, "a request in a step stays until its commit");
+            // Neighbours are often one tenant's, whose share is looked up once then.
+            if record.tenant != charge.0 {
+                self.shares.charge(charge.0, charge.1);
+                charge = (record.tenant, 0);
+            }
+            charge.1 += row.count;
+            let from = record.computed;
+            record.in_flight = false;
+            record.computed += row.count;
+            let in_prompt = record.prompt_len.min(record.computed).saturating_sub(from);
+            self.counters.prompt_tokens += u64::from(in_prompt);
+            let aborted = record.aborted;
+            if self.config.prefix_caching && record.has_full_block_to_cache() {
+                self.cache_full_blocks(index);
+            }
+            if aborted {
                 let end = self.end(now, index, FinishReason::Abort);
                 effects.list.push(end);
             } else if let Some(token) = token {
                 self.accept(now, index, token, effects);
             }
         }
+        self.shares.charge(charge.0, charge.1);
         assert!(sampled.next().is_none(), "step {}: more samples than rows", plan.step);
         self.drain_aborted(effects);
         self.assert_sane();
-    }
-
-    fn advance(&mut self, index: u32, count: u32) {
-        let record = self.record_mut(index);
-        record.in_flight = false;
-        let from = record.computed;
-        record.computed += count;
-        let (tenant, prompt_len) = (record.tenant, record.prompt_len);
-        let in_prompt = prompt_len.min(from + count).saturating_sub(from);
-        self.counters.prompt_tokens += u64::from(in_prompt);
-        self.shares.charge(tenant, count);
-        if self.config.prefix_caching {
-            self.cache_full_blocks(index);
-        }
     }
 
     /// Ties the blocks that have become full to their prefixes. When all nodes are in use, the
@@ -57,6 +61,7 @@ impl State {
     fn cache_full_blocks(&mut self, index: u32) {
         let record = &mut self.records[index as usize];
         let full = (record.computed / BLOCK_TOKENS) as usize;
+        record.settle();
         while record.chain.len() < full {
             let at = record.chain.len();
             let tokens = &record.tokens[at * BLOCK_TOKENS as usize..][..BLOCK_TOKENS as usize];
@@ -77,10 +82,11 @@ impl State {
         }
     }
 
+    #[inline]
     fn accept(&mut self, now: Micros, index: u32, token: TokenId, effects: &mut Effects) {
         let ends_model = self.config.eos_token_ids.contains(&token);
-        let record = self.record_mut(index);
-        record.tokens.push(token);
+        let record = &mut self.records[index as usize];
+        record.push(token);
         effects.list.push(Effect::Token { id: record.id, token });
         let stops = (ends_model && !record.ignore_eos) || record.stop_token_ids.contains(&token);
         let reason = if stops && record.produced() > record.min_tokens {

@@ -91,3 +91,14 @@ pub(super) fn first_visible_block(kind: LayerKind, position: u32) -> u32 {
         LayerKind::Sliding { window } => (position + 1).saturating_sub(window) / BLOCK_TOKENS,
     }
 }
+
+/// The position, beyond `position`, of the first query that sees one block less.
+pub(super) fn next_drop(kind: LayerKind, position: u32) -> u32 {
+    match kind {
+        LayerKind::Full => u32::MAX,
+        LayerKind::Sliding { window } => {
+            let unseen = (first_visible_block(kind, position) + 1) * BLOCK_TOKENS;
+            unseen.saturating_add(window - 1)
+        }
+    }
+}

@@ -16,10 +16,11 @@ pub struct StepPlan {
     pub rows: Vec<PlanRow>,
     /// Input tokens, `rows[i].count` for each row, concatenated.
     pub tokens: Vec<TokenId>,
-    /// Block tables: for each row, for each layer group, `ceil((computed + count) / 16)` block ids
-    /// (`NO_BLOCK` before a sliding window). Row `i`, group `g` starts at
-    /// `rows[i].table_start + g * rows[i].table_len`.
-    pub tables: Vec<u32>,
+    /// What was added to block tables. The executor keeps a table per slot and layer group: it cuts
+    /// those of row `i` to `rows[i].known` entries, then appends block ids (`NO_BLOCK` before a
+    /// sliding window) up to `rows[i].table_len`. Those of group `g` start at
+    /// `rows[i].added + g * (rows[i].table_len - rows[i].known)`.
+    pub blocks: Vec<u32>,
     /// Requests preempted while planning; their sampler state stays valid.
     pub preempted: Vec<RequestId>,
 }
@@ -41,10 +42,12 @@ pub struct PlanRow {
     pub prompt_logits: bool,
     /// Set on the first row of a request since it was admitted or readmitted.
     pub first: bool,
-    /// Start of this row's block tables in [`StepPlan::tables`].
-    pub table_start: u32,
-    /// Length of each of its block tables.
+    /// Entries of its block tables that earlier plans told; 0 on the first row.
+    pub known: u32,
+    /// Length of each of its block tables: `ceil((computed + count) / 16)`.
     pub table_len: u32,
+    /// Where the new entries start in [`StepPlan::blocks`].
+    pub added: u32,
 }
 
 /// What execution found.

@@ -4,10 +4,10 @@ use pomona_types::{BLOCK_TOKENS, Micros, QosClass};
 
 use super::State;
 use super::blocks::NONE;
-use super::config::first_visible_block;
+use super::config::{first_visible_block, next_drop};
 use super::ordering::STARVATION_AFTER;
 use super::plan::{NO_BLOCK, PlanRow, StepPlan};
-use super::record::Status;
+use super::record::{Record, Status};
 
 /// Blocks are kept back for the growth of running requests, at most this share of the pool.
 const RESERVE_SHARE: u32 = 50;
@@ -23,7 +23,7 @@ impl State {
         assert!(self.in_flight.is_none(), "a plan is made while step {} is computed", self.step);
         plan.rows.clear();
         plan.tokens.clear();
-        plan.tables.clear();
+        plan.blocks.clear();
         plan.preempted.clear();
         let mut budget = self.config.max_num_batched_tokens;
         self.plan_running(plan, &mut budget);
@@ -47,11 +47,18 @@ impl State {
         let mut at = 0;
         while at < self.running.len() && *budget > 0 {
             let index = self.running[at];
+            let record = &mut self.records[index as usize];
+            if record.only_decodes() {
+                emit(record, 1, false, plan);
+                *budget -= 1;
+                at += 1;
+                continue;
+            }
             self.drop_unseen(index);
             let count = self.affordable(index, *budget);
             if count > 0 {
                 self.extend(index, count);
-                self.emit(index, count, false, plan);
+                emit(self.record_mut(index), count, false, plan);
                 *budget -= count;
                 at += 1;
             } else {
@@ -65,7 +72,7 @@ impl State {
     fn affordable(&self, index: u32, budget: u32) -> u32 {
         let record = self.record(index);
         let groups = self.config.groups.len() as u32;
-        let blocks = record.tables[0].len() as u32 + self.blocks.free() / groups;
+        let blocks = record.table_len + self.blocks.free() / groups;
         let room = blocks.saturating_mul(BLOCK_TOKENS) - record.computed;
         (record.len() - record.computed).min(budget).min(room)
     }
@@ -104,7 +111,7 @@ impl State {
             let count = self.affordable(index, *budget);
             assert!(count > 0, "an admitted request has room for a token");
             self.extend(index, count);
-            self.emit(index, count, true, plan);
+            emit(self.record_mut(index), count, true, plan);
             *budget -= count;
         }
     }
@@ -148,6 +155,7 @@ impl State {
         }
         let Some(slot) = self.slots.pop() else { return false };
         self.hold_prefix(index, hit);
+        self.by_slot[slot as usize] = index;
         let first_time = self.record(index).started.is_none();
         let record = self.record_mut(index);
         record.status = Status::Running { slot };
@@ -222,10 +230,13 @@ impl State {
                 };
                 if block != NO_BLOCK {
                     self.blocks.hold(block);
+                    record.held += 1;
+                    self.entries += 1;
                 }
                 record.tables[group].push(block);
             }
         }
+        record.table_len = hit;
         record.chain.extend_from_slice(&self.matched);
         if let Some(last) = self.matched.last() {
             self.prefixes.hold(*last);
@@ -235,50 +246,77 @@ impl State {
     /// Gives back blocks that no later query sees.
     fn drop_unseen(&mut self, index: u32) {
         let record = &mut self.records[index as usize];
+        if record.computed < record.next_drop {
+            return;
+        }
+        record.next_drop = u32::MAX;
         for (group, kind) in self.config.groups.iter().enumerate() {
             let visible = first_visible_block(*kind, record.computed);
             while record.dropped[group] < visible {
                 let entry = &mut record.tables[group][record.dropped[group] as usize];
                 self.blocks.release(std::mem::replace(entry, NO_BLOCK));
                 record.dropped[group] += 1;
+                record.held -= 1;
+                self.entries -= 1;
             }
+            let next = next_drop(*kind, record.computed);
+            record.next_drop = record.next_drop.min(next);
         }
     }
 
     /// Appends the blocks that `count` more tokens need; the caller knows that they are free.
     fn extend(&mut self, index: u32, count: u32) {
-        let blocks = (self.record(index).computed + count).div_ceil(BLOCK_TOKENS) as usize;
-        for group in 0..self.config.groups.len() {
-            while self.record(index).tables[group].len() < blocks {
+        let record = self.record(index);
+        let (before, after) = (record.table_len, (record.computed + count).div_ceil(BLOCK_TOKENS));
+        if after <= before {
+            return;
+        }
+        let groups = self.config.groups.len();
+        for group in 0..groups {
+            for _ in before..after {
                 let block = self.take_block().expect("affordable() counted the free blocks");
                 self.record_mut(index).tables[group].push(block);
             }
         }
+        let record = self.record_mut(index);
+        record.table_len = after;
+        let taken = (after - before) * groups as u32;
+        record.held += taken;
+        self.entries += u64::from(taken);
     }
+}
 
-    fn emit(&mut self, index: u32, count: u32, first: bool, plan: &mut StepPlan) {
-        let record = &mut self.records[index as usize];
-        record.in_flight = true;
-        let Status::Running { slot } = record.status else {
-            unreachable!("only running requests are planned")
-        };
-        let end = record.computed + count;
-        let table_len = end.div_ceil(BLOCK_TOKENS);
-        plan.rows.push(PlanRow {
-            id: record.id,
-            slot,
-            computed: record.computed,
-            count,
-            sample: end == record.len(),
-            prompt_logits: record.wants_prompt_logits(),
-            first,
-            table_start: plan.tables.len() as u32,
-            table_len,
-        });
+/// Adds a request's row, with what it has of new blocks.
+fn emit(record: &mut Record, count: u32, first: bool, plan: &mut StepPlan) {
+    record.in_flight = true;
+    let Status::Running { slot } = record.status else {
+        unreachable!("only running requests are planned")
+    };
+    let (end, len) = (record.computed + count, record.len());
+    let (known, table_len) = (record.told, end.div_ceil(BLOCK_TOKENS));
+    plan.rows.push(PlanRow {
+        id: record.id,
+        slot,
+        computed: record.computed,
+        count,
+        sample: end == len,
+        prompt_logits: record.wants_prompt_logits(),
+        first,
+        known,
+        table_len,
+        added: plan.blocks.len() as u32,
+    });
+    if count == 1 && end == len {
+        plan.tokens.push(record.last);
+    } else {
+        record.settle();
         plan.tokens.extend_from_slice(&record.tokens[record.computed as usize..end as usize]);
+    }
+    if known < table_len {
         for table in &record.tables {
-            plan.tables.extend_from_slice(&table[..table_len as usize]);
+            plan.blocks.extend_from_slice(&table[known as usize..table_len as usize]);
         }
+        record.told = table_len;
     }
 }
 

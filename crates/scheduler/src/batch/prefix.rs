@@ -56,7 +56,17 @@ impl PrefixTree {
 
     /// The node for `tokens` (16 of them) after `parent` (`NONE` for a root).
     pub(super) fn find(&self, parent: u32, tenant: TenantId, tokens: &[TokenId]) -> Option<u32> {
-        let mut at = self.buckets[self.bucket(parent, tenant, tokens)];
+        self.find_in(self.bucket(parent, tenant, tokens), parent, tenant, tokens)
+    }
+
+    fn find_in(
+        &self,
+        bucket: usize,
+        parent: u32,
+        tenant: TenantId,
+        tokens: &[TokenId],
+    ) -> Option<u32> {
+        let mut at = self.buckets[bucket];
         while at != NONE {
             let node = &self.nodes[at as usize];
             if node.parent == parent && node.tenant == tenant && node.tokens == tokens {
@@ -75,14 +85,14 @@ impl PrefixTree {
         tenant: TenantId,
         tokens: &[TokenId],
     ) -> Option<u32> {
-        if let Some(found) = self.find(parent, tenant, tokens) {
+        let bucket = self.bucket(parent, tenant, tokens);
+        if let Some(found) = self.find_in(bucket, parent, tenant, tokens) {
             return Some(found);
         }
         let index = self.free.pop()?;
         if parent != NONE {
             self.hold(parent);
         }
-        let bucket = self.bucket(parent, tenant, tokens);
         let node = &mut self.nodes[index as usize];
         node.parent = parent;
         node.tenant = tenant;

@@ -1,6 +1,9 @@
 //! What the scheduler knows of one request.
 
-use pomona_types::{Micros, QosClass, RequestId, TenantId, TokenId};
+use pomona_types::{BLOCK_TOKENS, Micros, QosClass, RequestId, TenantId, TokenId};
+
+/// Tokens that a record keeps at hand.
+pub(super) const RECENT: usize = 16;
 
 /// Where a request stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,10 +15,51 @@ pub(super) enum Status {
     },
 }
 
+/// Fields in the order in which steps use them: a decode step of thousands of requests is bound by
+/// the cache lines that it touches, and needs the first two of each.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub(super) struct Record {
     pub(super) id: RequestId,
+    pub(super) status: Status,
+    /// Tokens whose KV is in its blocks.
+    pub(super) computed: u32,
+    /// Entries of each of its block tables.
+    pub(super) table_len: u32,
+    /// Those that plans have told.
+    pub(super) told: u32,
+    /// Blocks that it holds, over all groups.
+    pub(super) held: u32,
+    /// How many tokens must be computed before a block leaves a sliding window.
+    pub(super) next_drop: u32,
+    /// The newest of its tokens.
+    pub(super) last: TokenId,
+    pub(super) recent_len: u32,
+    pub(super) prompt_len: u32,
+    /// Length at which it ends.
+    pub(super) len_max: u32,
+    pub(super) min_tokens: u32,
+    pub(super) ignore_eos: bool,
+    pub(super) prompt_logprobs: bool,
+    /// In the plan that is being computed.
+    pub(super) in_flight: bool,
+    pub(super) aborted: bool,
     pub(super) tenant: TenantId,
+    /// Prompt and output, but for the newest.
+    pub(super) tokens: Vec<TokenId>,
+    /// Prefix nodes of its first full blocks; one reference held on the last.
+    pub(super) chain: Vec<u32>,
+    pub(super) stop_token_ids: Box<[TokenId]>,
+    /// The newest tokens, `recent_len` of them: here a step need not touch a page of memory for
+    /// each request.
+    pub(super) recent: [TokenId; RECENT],
+    /// For each group, block ids by block index; `NO_BLOCK` before a window.
+    pub(super) tables: Vec<Vec<u32>>,
+    /// For each group, entries below this are `NO_BLOCK`.
+    pub(super) dropped: Vec<u32>,
+    /// Prompt tokens found in the prefix cache at first admission.
+    pub(super) cached_tokens: u32,
+    pub(super) preemptions: u32,
     /// As asked for, or raised after long waiting.
     pub(super) class: QosClass,
     pub(super) priority: i32,
@@ -23,41 +67,49 @@ pub(super) struct Record {
     pub(super) arrival: u64,
     pub(super) submitted: Micros,
     pub(super) started: Option<Micros>,
-    pub(super) status: Status,
-    /// Prompt and output.
-    pub(super) tokens: Vec<TokenId>,
-    pub(super) prompt_len: u32,
-    /// Length at which it ends.
-    pub(super) len_max: u32,
-    pub(super) min_tokens: u32,
-    pub(super) ignore_eos: bool,
-    pub(super) stop_token_ids: Vec<TokenId>,
-    pub(super) prompt_logprobs: bool,
-    /// Tokens whose KV is in its blocks.
-    pub(super) computed: u32,
-    /// For each group, block ids by block index; `NO_BLOCK` before a window.
-    pub(super) tables: Vec<Vec<u32>>,
-    /// For each group, entries below this are `NO_BLOCK`.
-    pub(super) dropped: Vec<u32>,
-    /// Prefix nodes of its first full blocks; one reference held on the last.
-    pub(super) chain: Vec<u32>,
-    /// Prompt tokens found in the prefix cache at first admission.
-    pub(super) cached_tokens: u32,
-    pub(super) preemptions: u32,
-    /// In the plan that is being computed.
-    pub(super) in_flight: bool,
-    pub(super) aborted: bool,
 }
 
 impl Record {
     /// Tokens known.
+    #[inline]
     pub(super) fn len(&self) -> u32 {
-        self.tokens.len() as u32
+        self.tokens.len() as u32 + self.recent_len
+    }
+
+    /// Appends a token.
+    #[inline]
+    pub(super) fn push(&mut self, token: TokenId) {
+        if self.recent_len as usize == RECENT {
+            self.settle();
+        }
+        self.recent[self.recent_len as usize] = token;
+        self.recent_len += 1;
+        self.last = token;
+    }
+
+    /// Brings all tokens together in `tokens`.
+    pub(super) fn settle(&mut self) {
+        self.tokens.extend_from_slice(&self.recent[..self.recent_len as usize]);
+        self.recent_len = 0;
     }
 
     /// Tokens produced.
     pub(super) fn produced(&self) -> u32 {
         self.len() - self.prompt_len
+    }
+
+    /// Whether the next step computes its newest token and touches no block table.
+    #[inline]
+    pub(super) fn only_decodes(&self) -> bool {
+        self.computed + 1 == self.len()
+            && self.len() <= self.table_len * BLOCK_TOKENS
+            && self.computed < self.next_drop
+    }
+
+    /// Whether a block has become full that is not tied to its prefix.
+    #[inline]
+    pub(super) fn has_full_block_to_cache(&self) -> bool {
+        (self.computed / BLOCK_TOKENS) as usize > self.chain.len()
     }
 
     /// Whether logits of the prompt are still to be collected.

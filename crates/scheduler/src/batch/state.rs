@@ -8,7 +8,7 @@ use super::blocks::{Blocks, NONE};
 use super::ordering::Shares;
 use super::plan::{Effect, Effects, NO_BLOCK};
 use super::prefix::PrefixTree;
-use super::record::{Record, Status};
+use super::record::{RECENT, Record, Status};
 use super::{Config, ConfigError};
 
 /// Waiting requests of 256 tokens or so finish at about this rate per running slot: a first guess
@@ -25,8 +25,13 @@ pub struct State {
     pub(super) waiting: Vec<u32>,
     /// In planning order.
     pub(super) running: Vec<u32>,
+    /// Free ones.
     pub(super) slots: Vec<u32>,
+    /// Which record has a slot.
+    pub(super) by_slot: Vec<u32>,
     pub(super) blocks: Blocks,
+    /// Entries in the block tables of all requests.
+    pub(super) entries: u64,
     pub(super) prefixes: PrefixTree,
     pub(super) shares: Shares,
     /// Number of the plan whose commit is awaited.
@@ -83,7 +88,9 @@ impl State {
             waiting: Vec::new(),
             running: Vec::with_capacity(config.max_num_seqs as usize),
             slots: (0..config.max_num_seqs).rev().collect(),
+            by_slot: vec![NONE; config.max_num_seqs as usize],
             blocks: Blocks::new(config.blocks),
+            entries: 0,
             prefixes: PrefixTree::new(nodes, groups, hash_mask),
             shares: Shares::default(),
             in_flight: None,
@@ -154,13 +161,20 @@ impl State {
             started: None,
             status: Status::Waiting,
             prompt_len: tokens.len() as u32,
+            last: *tokens.last().expect("submit() refuses empty prompts"),
             tokens,
+            recent: [0; RECENT],
+            recent_len: 0,
             len_max,
             min_tokens: sampling.min_tokens,
             ignore_eos: sampling.ignore_eos,
-            stop_token_ids: sampling.stop_token_ids,
+            stop_token_ids: sampling.stop_token_ids.into(),
             prompt_logprobs: sampling.prompt_logprobs.is_some(),
             computed: 0,
+            table_len: 0,
+            told: 0,
+            held: 0,
+            next_drop: 0,
             tables: (0..groups).map(|_| table()).collect(),
             dropped: vec![0; groups],
             chain: table(),
@@ -258,12 +272,15 @@ impl State {
         let Status::Running { slot } = record.status else {
             unreachable!("only running requests hold blocks")
         };
+        record.settle();
         for table in &mut record.tables {
             for block in table.drain(..).rev().filter(|block| *block != NO_BLOCK) {
                 self.blocks.release(block);
             }
         }
         record.dropped.fill(0);
+        self.entries -= u64::from(record.held);
+        (record.table_len, record.told, record.held, record.next_drop) = (0, 0, 0, 0);
         if let Some(last) = record.chain.last() {
             self.prefixes.release(*last);
         }
@@ -271,6 +288,7 @@ impl State {
         record.computed = 0;
         record.status = Status::Waiting;
         self.slots.push(slot);
+        self.by_slot[slot as usize] = NONE;
     }
 
     /// Takes a free block for `group`; whatever prefix it held is forgotten.
@@ -287,17 +305,7 @@ impl State {
 
     /// Cheap invariants, asserted after each step, in release too.
     pub(super) fn assert_sane(&self) {
-        let entries: u64 = self
-            .running
-            .iter()
-            .map(|index| {
-                let record = self.record(*index);
-                let in_tables =
-                    |(table, dropped): (&Vec<u32>, &u32)| table.len() as u64 - u64::from(*dropped);
-                record.tables.iter().zip(&record.dropped).map(in_tables).sum::<u64>()
-            })
-            .sum();
-        assert_eq!(entries, self.blocks.held(), "blocks held and blocks in tables differ");
+        assert_eq!(self.entries, self.blocks.held(), "blocks held and blocks in tables differ");
         let slots = self.running.len() + self.slots.len();
         assert_eq!(slots, self.config.max_num_seqs as usize, "a slot was lost");
         assert_eq!(
@@ -312,10 +320,15 @@ impl State {
     pub(super) fn check(&self) {
         self.assert_sane();
         self.blocks.check();
+        let held = |index: &u32| u64::from(self.record(*index).held);
+        assert_eq!(self.entries, self.running.iter().map(held).sum::<u64>());
         for index in &self.running {
             let record = self.record(*index);
             assert!(matches!(record.status, Status::Running { .. }));
+            let entries = record.tables.iter().flatten().filter(|block| **block != NO_BLOCK);
+            assert_eq!(entries.count(), record.held as usize);
             for (table, dropped) in record.tables.iter().zip(&record.dropped) {
+                assert_eq!(table.len(), record.table_len as usize);
                 assert!(table[..*dropped as usize].iter().all(|b| *b == NO_BLOCK));
                 assert!(table[*dropped as usize..].iter().all(|b| *b != NO_BLOCK));
             }

@@ -46,6 +46,8 @@ struct World {
     now: Micros,
     events: u64,
     plan: StepPlan,
+    /// By slot and group, as plans have told them.
+    tables: Vec<Vec<Vec<u32>>>,
 }
 
 /// Digests of all prefixes of `tokens`.
@@ -89,6 +91,7 @@ impl World {
         let config = config(&mut dice);
         // A hash of four values makes collisions the rule.
         let mask = if dice.below(2) == 0 { 3 } else { u64::MAX };
+        let tables = vec![vec![vec![]; config.groups.len()]; config.max_num_seqs as usize];
         World {
             state: State::with_hash_mask(config.clone(), mask).unwrap(),
             memory: vec![[(usize::MAX, 0); BLOCK as usize]; config.blocks as usize],
@@ -99,6 +102,7 @@ impl World {
             now: Micros(0),
             events: 0,
             plan: StepPlan::default(),
+            tables,
         }
     }
 
@@ -182,11 +186,32 @@ impl World {
         planned
     }
 
+    /// What an executor does with the block tables of a plan.
+    fn learn_tables(&mut self, plan: &StepPlan) {
+        let mut start = 0;
+        for row in &plan.rows {
+            assert_eq!(row.first, row.known == 0);
+            assert_eq!(row.table_len, (row.computed + row.count).div_ceil(BLOCK));
+            if row.table_len > row.known {
+                assert_eq!(row.added as usize, start);
+            }
+            for table in &mut self.tables[row.slot as usize] {
+                assert!(row.first || table.len() == row.known as usize);
+                table.truncate(row.known as usize);
+                let added = (row.table_len - row.known) as usize;
+                table.extend_from_slice(&plan.blocks[start..start + added]);
+                start += added;
+            }
+        }
+        assert_eq!(start, plan.blocks.len());
+    }
+
     fn compute(&mut self, plan: &StepPlan) -> StepResult {
         let count: u32 = plan.rows.iter().map(|r| r.count).sum();
         assert!(count <= self.config.max_num_batched_tokens);
         assert_eq!(count as usize, plan.tokens.len());
         assert!(plan.rows.len() <= self.config.max_num_seqs as usize);
+        self.learn_tables(plan);
         let mut result = StepResult::default();
         let mut first = 0;
         // All writes of a step happen before its reads, as in a layer.
@@ -199,7 +224,7 @@ impl World {
             first += row.count as usize;
             let digests = digests(truth.tenant, &truth.tokens);
             for group in 0..self.config.groups.len() {
-                let table = table(plan, row, group);
+                let table = &self.tables[row.slot as usize][group];
                 for position in row.computed as usize..end {
                     let block = table[position / BLOCK as usize];
                     assert_ne!(block, NO_BLOCK);
@@ -220,7 +245,7 @@ impl World {
                     LayerKind::Full => 0,
                     LayerKind::Sliding { window } => (row.computed + 1).saturating_sub(*window),
                 };
-                let table = table(plan, row, group);
+                let table = &self.tables[row.slot as usize][group];
                 for position in seen as usize..(row.computed + row.count) as usize {
                     let block = table[position / BLOCK as usize] as usize;
                     assert_eq!(
@@ -261,11 +286,6 @@ impl World {
             }
         }
     }
-}
-
-fn table<'a>(plan: &'a StepPlan, row: &PlanRow, group: usize) -> &'a [u32] {
-    let len = row.table_len as usize;
-    &plan.tables[row.table_start as usize + group * len..][..len]
 }
 
 /// One world from start to quiet.

@@ -1,0 +1,178 @@
+//! What a step costs the scheduler: plan and commit, with all requests decoding, and with requests
+//! that come and go.
+//!
+//!     cargo bench -p pomona-scheduler
+//!
+//! Prints the median, the smallest and the 99th percentile of many steps, and how often a step
+//! allocated. Ends with an error when a median is over its promise or a decode step allocates.
+#![allow(clippy::unwrap_used)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use pomona_scheduler::batch::{Config, Effects, Ordering, Sampled, State, StepPlan, StepResult};
+use pomona_types::{LayerKind, Micros, Request, RequestId, Sampling, TenantId};
+
+/// Steps that are measured.
+const STEPS: usize = 1000;
+const PROMPT_TOKENS: u32 = 256;
+
+/// The system's allocator, counting.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: passes everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Relaxed);
+        // SAFETY: the caller's contract.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract.
+        unsafe { System.dealloc(at, layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Relaxed);
+        // SAFETY: the caller's contract.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn main() -> ExitCode {
+    println!("running  groups   load        median us  min us  p99 us  steps that allocate");
+    let mut kept = true;
+    for (running, limit_us) in [(256, 20.0), (1024, f64::INFINITY), (4096, 200.0)] {
+        for groups in [1, 2] {
+            // The promise is about decoding with one group of layers.
+            let limit_us = if groups == 1 { limit_us } else { f64::INFINITY };
+            let (median, allocating) = Bench::new(running, groups).decode();
+            kept &= median < limit_us && allocating == 0;
+            Bench::new(running, groups).turnover();
+        }
+    }
+    if kept {
+        return ExitCode::SUCCESS;
+    }
+    println!("a promise is broken: 20 us at 256, 200 us at 4,096, no allocation");
+    ExitCode::FAILURE
+}
+
+struct Bench {
+    state: State,
+    plan: StepPlan,
+    result: StepResult,
+    effects: Effects,
+    running: u32,
+    groups: usize,
+    next: u64,
+    now: u64,
+}
+
+impl Bench {
+    /// All requests submitted and past their prompts.
+    fn new(running: u32, groups: usize) -> Bench {
+        let len = PROMPT_TOKENS + 16 + STEPS as u32 * 2;
+        let config = Config {
+            max_num_seqs: running,
+            max_num_batched_tokens: running.max(8192),
+            max_model_len: len,
+            blocks: running * len.div_ceil(16) * groups as u32 * 2,
+            groups: [LayerKind::Full, LayerKind::Sliding { window: 512 }][..groups].to_vec(),
+            prefix_caching: true,
+            ordering: Ordering::Fcfs,
+            max_waiting: running,
+            eos_token_ids: vec![0],
+        };
+        let mut bench = Bench {
+            state: State::new(config).unwrap(),
+            plan: StepPlan::default(),
+            result: StepResult::default(),
+            effects: Effects::default(),
+            running,
+            groups,
+            next: 0,
+            now: 0,
+        };
+        for _ in 0..running {
+            bench.submit(STEPS as u32 * 2);
+        }
+        while bench.state.stats().waiting > 0 {
+            bench.step(|_| 1);
+        }
+        (0..20).for_each(|_| _ = bench.step(|_| 1));
+        bench
+    }
+
+    fn submit(&mut self, max_tokens: u32) {
+        self.next += 1;
+        let seed = self.next as u32;
+        // Lengths differ, so that blocks do not all become full in the same step.
+        let len = PROMPT_TOKENS + seed % 16;
+        let prompt = (0..len).map(|i| 1 + (seed.wrapping_mul(2_654_435_761) ^ i) % 50_000);
+        let request = Request {
+            id: RequestId(self.next),
+            tenant: TenantId(0),
+            class: Default::default(),
+            priority: 0,
+            prompt: prompt.collect(),
+            sampling: Sampling { max_tokens, ..Sampling::default() },
+        };
+        self.state.submit(Micros(self.now), request).unwrap();
+    }
+
+    /// One step; `token` is what the model says in a row. Returns seconds and allocations.
+    fn step(&mut self, token: impl Fn(u32) -> u32) -> (f64, u64) {
+        self.now += 1000;
+        self.effects.list.clear();
+        let before = ALLOCATIONS.load(Relaxed);
+        let begun = Instant::now();
+        assert!(self.state.plan(Micros(self.now), &mut self.plan));
+        let planned = begun.elapsed();
+        self.result.sampled.clear();
+        let rows = (0u32..).zip(&self.plan.rows).filter(|(_, row)| row.sample);
+        self.result.sampled.extend(rows.map(|(row, _)| Sampled { row, token: token(row) }));
+        let begun = Instant::now();
+        self.state.commit(Micros(self.now), &self.plan, &self.result, &mut self.effects);
+        let seconds = (planned + begun.elapsed()).as_secs_f64();
+        (seconds, ALLOCATIONS.load(Relaxed) - before)
+    }
+
+    /// All decode; returns the median in microseconds and how many steps allocated.
+    fn decode(mut self) -> (f64, usize) {
+        let steps: Vec<_> = (0..STEPS).map(|_| self.step(|_| 7)).collect();
+        self.report("decode", &steps)
+    }
+
+    /// In each step one request ends and another comes.
+    fn turnover(mut self) {
+        let steps: Vec<_> = (0..STEPS)
+            .map(|_| {
+                self.submit(STEPS as u32 * 2);
+                self.step(|row| u32::from(row != 0))
+            })
+            .collect();
+        self.report("turnover", &steps);
+    }
+
+    fn report(&self, load: &str, steps: &[(f64, u64)]) -> (f64, usize) {
+        let mut times: Vec<f64> = steps.iter().map(|(seconds, _)| seconds * 1e6).collect();
+        times.sort_by(f64::total_cmp);
+        let allocating = steps.iter().filter(|(_, count)| *count > 0).count();
+        let (median, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+        println!(
+            "{:>7}  {:>6}   {load:<10} {median:>10.1} {:>7.1} {p99:>7.1}  {allocating} of {}",
+            self.running,
+            self.groups,
+            times[0],
+            steps.len()
+        );
+        (median, allocating)
+    }
+}
