@@ -88,7 +88,7 @@ impl ChatTemplate {
             bos: bos.map(str::to_owned),
             eos: eos.map(str::to_owned),
         };
-        template.compile().map_err(|error| TextError::Template(chain(&error)))?;
+        compiling(|| template.compile())?;
         Ok(template)
     }
 
@@ -108,10 +108,8 @@ impl ChatTemplate {
     /// Fails with [`TextError::Refused`] if the template says no to the conversation, with
     /// [`TextError::Exhausted`] at a limit, and else with [`TextError::Render`].
     pub fn render(&self, input: &ChatInput) -> Result<String, TextError> {
-        // The engine can panic where we cannot look ahead: minijinja 3.0.5 does on `[][::-1]`.
-        let run = catch_unwind(AssertUnwindSafe(|| self.run(input)));
-        let panicked = |_| TextError::Render("the engine met a case it does not handle".into());
-        run.map_err(panicked)?.map_err(|error| self::error(&error))
+        let rendered = shielded(|| self.run(input));
+        rendered.map_err(TextError::Render)?.map_err(|error| self::error(&error))
     }
 
     fn compile(&self) -> Result<Program<'_>, Error> {
@@ -154,6 +152,20 @@ impl ChatTemplate {
         variables.extend(extra.map(|(name, value)| (name.as_str(), values::from_json(value))));
         minijinja::Value::from_pairs(variables)
     }
+}
+
+/// What compiling leads to, in the terms of this crate.
+fn compiling<T>(compile: impl FnOnce() -> Result<T, Error>) -> Result<T, TextError> {
+    let compiled = shielded(compile).map_err(TextError::Template)?;
+    compiled.map_err(|error| TextError::Template(chain(&error)))
+}
+
+/// Runs the engine, which can panic where we cannot look ahead: minijinja 3.0.5 does on `[][::-1]`
+/// when it renders, and has assertions where it compiles. What panicked is not used again: each
+/// run compiles anew.
+fn shielded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    let panicked = |_| "the engine met a case it does not handle".to_owned();
+    catch_unwind(AssertUnwindSafe(run)).map_err(panicked)
 }
 
 /// `{% generation %}` marks what an assistant said, for training only. It becomes a condition that

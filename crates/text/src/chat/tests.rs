@@ -188,6 +188,21 @@ fn broken_templates_are_errors() {
     }
 }
 
+#[test]
+fn a_panic_of_the_engine_is_an_error() {
+    let rendered = render("{{ [][::-1] }}");
+    assert!(
+        matches!(&rendered, Err(TextError::Render(why)) if why.contains("does not handle")),
+        "{rendered:?}"
+    );
+    // No template is known on which compiling panics; this stands in for it.
+    let compiled: Result<(), _> = compiling(|| panic!("an assertion of the engine"));
+    assert!(
+        matches!(&compiled, Err(TextError::Template(why)) if why.contains("does not handle")),
+        "{compiled:?}"
+    );
+}
+
 /// The template must come to a limit while it runs.
 fn check_exhausted(source: &str) {
     let result = render(source).map(|text| text.len());
