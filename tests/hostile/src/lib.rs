@@ -8,6 +8,8 @@ mod files;
 pub mod mutation;
 mod text;
 
+pub use files::load;
+
 /// A parser, its name, and what feeds it.
 pub struct Target {
     /// Its name, that of its corpus and of its fuzz target too.
