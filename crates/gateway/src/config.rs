@@ -20,6 +20,8 @@ pub struct Config {
     pub stall_after: Duration,
     /// A stream that has nothing to say sends a comment this often, so that proxies keep it open.
     pub keepalive: Duration,
+    /// Write a line to the log (`tracing`, level info) for each request when it is over.
+    pub access_log: bool,
 }
 
 /// Bounds, each with what happens at it.
@@ -54,6 +56,7 @@ impl Default for Config {
             drain_timeout: Duration::from_secs(30),
             stall_after: Duration::from_secs(60),
             keepalive: Duration::from_secs(15),
+            access_log: true,
         }
     }
 }

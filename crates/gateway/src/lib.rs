@@ -14,8 +14,11 @@
 //! - A message of the role `developer` reaches the model's template as `system`, and text parts of
 //!   one message are joined by line ends.
 //! - Requests of different API keys never share prefix blocks.
+//! - Every answer carries `x-request-id`: the client's, if it sent one of at most 128 printable
+//!   characters, or one of ours. The log names requests by it.
 #![forbid(unsafe_code)]
 
+mod access;
 mod auth;
 mod body;
 mod chat;

@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use crate::access::REQUEST_ID;
 use crate::gateway::Shared;
 
 /// Lets pages of allowed origins in; for others nothing is added, and browsers refuse.
@@ -39,6 +40,7 @@ pub(crate) async fn allow(
         next.run(request).await
     };
     response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    response.headers_mut().insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, REQUEST_ID.into());
     response.headers_mut().append(header::VARY, HeaderValue::from_static("origin"));
     response
 }

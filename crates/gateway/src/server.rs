@@ -28,7 +28,7 @@ use crate::config::{Config, Limits};
 use crate::connection::ImpatientWriter;
 use crate::error::ApiError;
 use crate::gateway::{Phase, ServedModel, Shared};
-use crate::{chat, completions, models, origins, page, probes, tokenize};
+use crate::{access, chat, completions, models, origins, page, probes, tokenize};
 
 /// How long connections may take for their last bytes once no request runs any more.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -66,6 +66,7 @@ pub fn router(config: Config, models: Vec<ServedModel>) -> Gateway {
         .fallback(wrong_path)
         .layer(axum::middleware::from_fn_with_state(shared.clone(), origins::allow))
         .layer(axum::middleware::from_fn_with_state(shared.clone(), count))
+        .layer(axum::middleware::from_fn_with_state(shared.clone(), access::record))
         .with_state(shared.clone());
     Gateway { shared, router }
 }
