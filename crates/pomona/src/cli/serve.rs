@@ -61,6 +61,9 @@ struct HttpArgs {
     /// A web origin whose pages may call the API; may be given several times
     #[arg(long = "allowed-origin", value_name = "ORIGIN")]
     allowed_origins: Vec<String>,
+    /// Write no line to the log for each request
+    #[arg(long, alias = "disable-uvicorn-access-log")]
+    disable_access_log: bool,
     /// A file with a Jinja chat template, in place of the model's own
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
@@ -103,6 +106,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         api_keys: args.http.api_key.clone(),
         allowed_origins: args.http.allowed_origins.clone(),
         drain_timeout: Duration::from_secs(args.http.drain_timeout),
+        access_log: !args.http.disable_access_log,
         ..Config::default()
     };
     let url = browsable(address);
