@@ -70,7 +70,7 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Checkpoint, ModelError> {
         let opened = if path.is_dir() { open_folder(path) } else { open_gguf(path) };
         opened.map_err(|error| match error {
-            ModelError::Invalid(why) => invalid!("{}: {why}", path.display()),
+            ModelError::Invalid(why) => invalid!("cannot open {}: {why}", path.display()),
             other => other,
         })
     }

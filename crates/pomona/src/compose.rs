@@ -18,7 +18,7 @@ use pomona_text::{ChatTemplate, Tokenizer};
 use crate::bench::report::Facts;
 use crate::cli::{EngineArgs, Policy};
 use crate::memory::{self, Fit, Wishes};
-use crate::models::progress::Progress;
+use crate::models::progress::{Progress, human_bytes};
 use crate::models::{Resolved, Surroundings, resolve};
 
 /// Memory that a system has which does not say how much.
@@ -30,8 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Finds a model and reads its headers. Touches no weights.
 pub fn open(name: &str) -> Result<(Resolved, Checkpoint)> {
     let resolved = resolve(name, &Surroundings::from_env()?)?;
-    let checkpoint = Checkpoint::open(&resolved.path)
-        .with_context(|| format!("cannot open {}", resolved.path.display()))?;
+    let checkpoint = Checkpoint::open(&resolved.path)?;
     Ok((resolved, checkpoint))
 }
 
@@ -151,7 +150,13 @@ impl Prepared {
         ends.extend(tokenizer.end_ids());
         ends.sort_unstable();
         ends.dedup();
-        let engine = Engine::start(self.engine_config(ends), model, ops)?;
+        let kv = human_bytes(self.fit.kv_bytes);
+        let engine = Engine::start(self.engine_config(ends), model, ops).with_context(|| {
+            format!(
+                "cannot start with {kv} of keys and values: if memory is short, choose less \
+                 --kv-cache-memory or a smaller --max-model-len, or stop other programs"
+            )
+        })?;
         let template = template.map(Arc::new);
         let defaults = sampling_defaults(&self.resolved.path);
         Ok(Loaded { engine, tokenizer: Arc::new(tokenizer), template, defaults })

@@ -88,7 +88,9 @@ fn random_key() -> String {
 pub fn bind(host: &str, port: u16) -> Result<TcpListener> {
     let addresses: Vec<SocketAddr> = (host, port)
         .to_socket_addrs()
-        .with_context(|| format!("--host {host} is no address of this machine"))?
+        .with_context(|| {
+            format!("--host {host} is no address: write one of this machine, 127.0.0.1 or 0.0.0.0")
+        })?
         .collect();
     let listener = TcpListener::bind(addresses.as_slice()).map_err(|error| {
         let advice = match error.kind() {

@@ -85,7 +85,7 @@ pub fn fit(spec: &ModelSpec, wishes: &Wishes) -> Result<Fit> {
     let budget = match wishes.kv_bytes {
         Some(bytes) if bytes > free => bail!(
             "--kv-cache-memory {} is more than the {} that weights and activations leave of {} \
-             available",
+             available: choose less, or leave the flag out to have it fitted",
             human_bytes(bytes),
             human_bytes(free),
             human_bytes(wishes.available_bytes),

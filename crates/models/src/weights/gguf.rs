@@ -118,7 +118,10 @@ pub fn parse(bytes: &[u8]) -> Result<Gguf, ModelError> {
         return Err(invalid!("the file is empty"));
     }
     if reader.take(4)? != b"GGUF" {
-        return Err(invalid!("the file does not begin with \"GGUF\": it is not a GGUF file"));
+        return Err(invalid!(
+            "the file does not begin with \"GGUF\": it is not a GGUF file; give \
+             one, or the folder of a Hugging Face model"
+        ));
     }
     let version = reader.u32()?;
     if version.swap_bytes() == 2 || version.swap_bytes() == 3 {
@@ -259,7 +262,7 @@ impl<'a> Reader<'a> {
             Some(bytes) if bytes <= left => Ok(()),
             _ => Err(invalid!(
                 "the header announces {count} {what}, the file has {left} bytes left: it is \
-                 damaged or truncated"
+                 damaged or truncated, fetch it again"
             )),
         }
     }

@@ -49,13 +49,16 @@ pub fn resolve(name: &str, around: &Surroundings) -> Result<Resolved> {
 }
 
 fn what_a_name_can_be(name: &str) -> Result<String> {
-    if name.ends_with(".gguf") || name.starts_with(['/', '.', '~']) {
-        return Ok("no such file or folder".to_owned());
-    }
     let names: Vec<String> = catalogue::entries()?.into_iter().map(|e| e.name).collect();
+    let names = names.join(", ");
+    if name.ends_with(".gguf") || name.starts_with(['/', '.', '~']) {
+        return Ok(format!(
+            "no such file or folder; check the path, or name a model of the catalogue ({names})"
+        ));
+    }
     Ok(format!(
-        "it is no file or folder, no repository (org/repo), and not in the catalogue ({})",
-        names.join(", ")
+        "it is no file or folder, no repository (org/repo), and not in the catalogue ({names}): \
+         name one of these"
     ))
 }
 
@@ -86,7 +89,10 @@ fn local(name: &str) -> Result<Option<Resolved>> {
         [one] => Ok(Some(found(one))),
         // A folder that happens to be called like a model does not hide the model.
         [] if catalogue::find(name)?.is_some() || Repository::parse(name).is_some() => Ok(None),
-        [] => bail!("the folder {name} holds neither a config.json nor a .gguf file"),
+        [] => bail!(
+            "the folder {name} holds neither a config.json nor a .gguf file: name a folder that \
+             does, or a .gguf file itself"
+        ),
         several => {
             let names: Vec<_> = several.iter().map(|p| p.display().to_string()).collect();
             bail!("the folder {name} holds several models, name one: {}", names.join(", "))

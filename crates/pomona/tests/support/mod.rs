@@ -30,6 +30,11 @@ pub fn refusal(output: &Output) -> String {
     text
 }
 
+/// A model of 27 KB with a tokenizer and a chat template. It speaks nonsense.
+pub fn tiny_model() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/gguf/tiny-llama")
+}
+
 /// The model of the environment variable, or `None`, said aloud.
 pub fn test_model(variable: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os(variable).map(std::path::PathBuf::from);
