@@ -15,14 +15,25 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// What shells report for a program that wrote to a pipe that nobody reads (128 + SIGPIPE).
+const NOBODY_READS: u8 = 141;
+
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     cli.start_logging();
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_output(&error) => ExitCode::from(NOBODY_READS),
         Err(error) => {
             models::progress::say(&format!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether the error is that of a write to standard output, which `head` and the like close when
+/// they have enough. Errors of files and connections have a context.
+fn is_closed_output(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    error.chain().count() == 1 && io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }

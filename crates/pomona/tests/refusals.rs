@@ -134,6 +134,23 @@ fn memory_that_the_system_does_not_give_says_which_flag_takes_less() {
     assert!(text.contains("choose less --kv-cache-memory"), "{text}");
 }
 
+/// As `head` does when it has enough.
+#[test]
+fn an_output_that_nobody_reads_ends_quietly() {
+    let home = tempfile::tempdir().unwrap();
+    let model = tiny_model();
+    let model = model.to_str().unwrap();
+    for verb in
+        [vec!["inspect", model, "--tensors"], vec!["tokenize", model, "ab"], vec!["pull", "--list"]]
+    {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = pomona(home.path()).args(&verb).stdout(writer).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), said.as_ref()), (Some(141), ""), "{verb:?}");
+    }
+}
+
 #[test]
 fn flags_that_make_no_sense_are_explained() {
     for (flags, words) in [

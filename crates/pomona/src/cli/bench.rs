@@ -1,5 +1,6 @@
 //! `pomona bench`: how fast a model runs here, or at any server, and how fast it could.
 
+use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -136,11 +137,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         (None, None) => {}
     }
     report.model = costs.map(|costs| costs.facts);
-    print!("{}", report.table());
     if let Some(path) = &args.json {
         let text = serde_json::to_vec_pretty(&report)?;
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    write!(stdout(), "{}", report.table())?;
     Ok(())
 }
 

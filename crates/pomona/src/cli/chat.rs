@@ -1,6 +1,6 @@
 //! `pomona chat`: a conversation in the terminal.
 
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, Write, stdout};
 
 use anyhow::Result;
 use clap::Args;
@@ -172,7 +172,7 @@ impl Session {
         let messages: Vec<Value> = system.chain(self.messages.iter().cloned()).collect();
         match runtime.block_on(self.conversation.chat(&messages)) {
             Ok(answer) => {
-                println!();
+                writeln!(stdout())?;
                 let (dim, plain) =
                     if stdout().is_terminal() { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
                 say(&format!("{dim}{}{plain}", answer.summary()));
@@ -181,7 +181,8 @@ impl Session {
             Err(error) => {
                 // The message that could not be answered is taken back, so the next one can be.
                 self.messages.pop();
-                println!();
+                // What went wrong is said even if nobody reads the answers any more.
+                let _ = writeln!(stdout());
                 say(&format!("{error:#}"));
                 if error.downcast_ref::<crate::http::Refused>().is_none() {
                     return Err(error);

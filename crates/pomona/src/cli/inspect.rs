@@ -1,6 +1,7 @@
 //! `pomona inspect`: what a model is, what it will need, what it will run on. Loads nothing.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write, stdout};
 
 use anyhow::Result;
 use clap::Args;
@@ -97,10 +98,11 @@ struct TensorRow {
 /// Runs the verb.
 pub fn run(args: &InspectArgs) -> Result<()> {
     let findings = look(args)?;
+    let mut out = stdout().lock();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&findings)?);
+        writeln!(out, "{}", serde_json::to_string_pretty(&findings)?)?;
     } else {
-        print(&findings, args.tensors);
+        print(&mut out, &findings, args.tensors)?;
     }
     Ok(())
 }
@@ -182,36 +184,46 @@ fn memory_row(spec: &ModelSpec, wishes: &memory::Wishes) -> MemoryRow {
     }
 }
 
-fn print(f: &Findings, every_tensor: bool) {
+fn print(out: &mut dyn Write, f: &Findings, every_tensor: bool) -> io::Result<()> {
     let million = f.parameters as f64 / 1e6;
-    println!("{} ({}, {})", f.name, f.path, f.origin);
-    println!("architecture   {}, {million:.1} M parameters", f.architecture);
+    match f.name == f.path {
+        true => writeln!(out, "{} ({})", f.path, f.origin)?,
+        false => writeln!(out, "{} ({}, {})", f.name, f.path, f.origin)?,
+    }
+    writeln!(out, "architecture   {}, {million:.1} M parameters", f.architecture)?;
     let sliding = match f.sliding_layers {
         0 => String::new(),
         n => format!(" ({n} with a sliding window)"),
     };
-    println!("layers         {}{sliding}, width {}, feed-forward {}", f.layers, f.hidden, f.ffn);
-    println!(
+    writeln!(
+        out,
+        "layers         {}{sliding}, width {}, feed-forward {}",
+        f.layers, f.hidden, f.ffn
+    )?;
+    writeln!(
+        out,
         "attention      {} heads of {}, {} of keys and values",
         f.heads, f.head_dim, f.kv_heads
-    );
-    println!("context        {} tokens, vocabulary {}", f.context, f.vocab);
+    )?;
+    writeln!(out, "context        {} tokens, vocabulary {}", f.context, f.vocab)?;
     let chat = if f.chat_template { "has a template" } else { "no template: a base model" };
-    println!("chat           {chat}; an answer ends at {:?}", f.end_tokens);
-    println!("\nformat     tensors      weights       bytes");
+    writeln!(out, "chat           {chat}; an answer ends at {:?}", f.end_tokens)?;
+    writeln!(out, "\nformat     tensors      weights       bytes")?;
     for row in &f.formats {
         let bytes = human_bytes(row.bytes);
-        println!("{:<10} {:>7} {:>12} {bytes:>11}", row.format, row.tensors, row.weights);
+        writeln!(out, "{:<10} {:>7} {:>12} {bytes:>11}", row.format, row.tensors, row.weights)?;
     }
     let m = &f.memory;
-    println!("\nmemory         weights {}", human_bytes(m.weight_bytes));
-    println!(
+    writeln!(out, "\nmemory         weights {}", human_bytes(m.weight_bytes))?;
+    writeln!(
+        out,
         "               KV {} a token, {} for the whole context",
         human_bytes(m.kv_token_bytes),
         human_bytes(m.kv_context_bytes)
-    );
+    )?;
     match (&m.fit, &m.refusal) {
-        (Some(fit), _) => println!(
+        (Some(fit), _) => writeln!(
+            out,
             "               as served: {} for sequences of up to {} tokens (KV {}, activations \
              and program {}); {} available",
             human_bytes(fit.total_bytes),
@@ -219,14 +231,17 @@ fn print(f: &Findings, every_tensor: bool) {
             human_bytes(fit.kv_bytes),
             human_bytes(fit.scratch_bytes),
             human_bytes(m.available_bytes)
-        ),
-        (None, refusal) => println!("               {}", refusal.as_deref().unwrap_or_default()),
-    }
-    println!("runs on        {} kernels, {} threads", f.machine.kernels, f.machine.threads);
-    if every_tensor {
-        println!();
-        for t in &f.tensors {
-            println!("{:<10} {:<20} {}", t.format, format!("{:?}", t.shape), t.name);
+        )?,
+        (None, refusal) => {
+            writeln!(out, "               {}", refusal.as_deref().unwrap_or_default())?;
         }
     }
+    writeln!(out, "runs on        {} kernels, {} threads", f.machine.kernels, f.machine.threads)?;
+    if every_tensor {
+        writeln!(out)?;
+        for t in &f.tensors {
+            writeln!(out, "{:<10} {:<20} {}", t.format, format!("{:?}", t.shape), t.name)?;
+        }
+    }
+    Ok(())
 }

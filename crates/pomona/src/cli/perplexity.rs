@@ -2,7 +2,7 @@
 //! `llama-perplexity` computes it, so that the numbers can be put side by side.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -85,15 +85,16 @@ pub fn run(args: &PerplexityArgs) -> Result<()> {
             say(&format!("{} of {chunks} chunks: {:.4}", index + 1, tally.perplexity()));
         }
     }
+    let mut out = stdout();
     let (perplexity, error) = (tally.perplexity(), tally.standard_error());
     if args.json {
         let found = json!({
             "perplexity": perplexity, "standard_error": error, "tokens": tally.count,
             "chunks": chunks, "context": args.context,
         });
-        println!("{found}");
+        writeln!(out, "{found}")?;
     } else {
-        println!("perplexity {perplexity:.4} ± {error:.4} over {} tokens", tally.count);
+        writeln!(out, "perplexity {perplexity:.4} ± {error:.4} over {} tokens", tally.count)?;
     }
     Ok(())
 }

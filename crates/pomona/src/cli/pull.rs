@@ -1,5 +1,7 @@
 //! `pomona pull`: fetch models ahead of time.
 
+use std::io::{Write, stdout};
+
 use anyhow::Result;
 use clap::Args;
 
@@ -19,16 +21,17 @@ pub struct PullArgs {
 
 /// Runs the verb. Prints where each model is, one path a line.
 pub fn run(args: &PullArgs) -> Result<()> {
+    let mut out = stdout();
     if args.list {
         for entry in catalogue::entries()? {
             let size = human_bytes(entry.bytes);
-            println!("{:<12} {size:>8}  {} ({})", entry.name, entry.summary, entry.licence);
+            writeln!(out, "{:<12} {size:>8}  {} ({})", entry.name, entry.summary, entry.licence)?;
         }
         return Ok(());
     }
     let around = Surroundings::from_env()?;
     for name in &args.models {
-        println!("{}", resolve(name, &around)?.path.display());
+        writeln!(out, "{}", resolve(name, &around)?.path.display())?;
     }
     Ok(())
 }

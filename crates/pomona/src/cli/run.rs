@@ -1,6 +1,6 @@
 //! `pomona run`: one prompt, one answer, on standard output.
 
-use std::io::{Read, stdin};
+use std::io::{Read, Write, stdin, stdout};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -73,7 +73,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     };
     server.stop(&runtime);
     let answer = answer?;
-    println!();
+    writeln!(stdout())?;
     if args.stats {
         say(&answer.summary());
     }
