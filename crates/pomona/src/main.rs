@@ -13,13 +13,11 @@ mod models;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 /// What shells report for a program that wrote to a pipe that nobody reads (128 + SIGPIPE).
 const NOBODY_READS: u8 = 141;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::from_command_line();
     cli.start_logging();
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -134,6 +134,21 @@ fn memory_that_the_system_does_not_give_says_which_flag_takes_less() {
     assert!(text.contains("choose less --kv-cache-memory"), "{text}");
 }
 
+#[test]
+fn flags_of_other_servers_are_translated() {
+    for (flags, words) in [
+        (vec!["-m", "x.gguf"], "the model follows the verb"),
+        (vec!["-c", "4096"], "--max-model-len"),
+        (vec!["--ctx-size", "4096"], "--max-model-len"),
+        (vec!["-ngl", "99"], "on CPUs only"),
+        (vec!["--n-predict", "9"], "--max-tokens"),
+        (vec!["--tensor-parallel-size", "2"], "one machine"),
+    ] {
+        let text = refused(&[vec!["serve", "smollm2"], flags].concat());
+        assert!(text.contains(words) && !text.contains("as a value"), "{text}");
+    }
+}
+
 /// As `head` does when it has enough.
 #[test]
 fn an_output_that_nobody_reads_ends_quietly() {

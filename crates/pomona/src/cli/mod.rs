@@ -9,6 +9,7 @@ mod perplexity;
 mod pull;
 mod run;
 mod serve;
+mod strangers;
 mod tokenize;
 
 pub use args::{EngineArgs, Policy};
@@ -70,6 +71,12 @@ enum Verb {
 }
 
 impl Cli {
+    /// The command line of this process. Ends it where there is nothing to run: after `--help`, or
+    /// on a mistake, which is explained.
+    pub fn from_command_line() -> Cli {
+        Cli::try_parse().unwrap_or_else(|error| strangers::explained(error).exit())
+    }
+
     /// Sends log lines to standard error. `RUST_LOG` refines what `-v` chooses.
     pub fn start_logging(&self) {
         let serves = matches!(self.verb, Verb::Serve(_));
