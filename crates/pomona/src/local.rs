@@ -37,7 +37,9 @@ impl LocalServer {
         let listener = bind("127.0.0.1", 0)?;
         let url = format!("http://{}", listener.local_addr()?);
         let key = random_key();
-        let config = Config { api_keys: vec![key.clone()], ..Config::default() };
+        let api_keys = vec![key.clone()];
+        // Its only client is this process; lines would stand in the middle of answers.
+        let config = Config { api_keys, access_log: false, ..Config::default() };
         let served = loaded.served(vec![model.to_owned()]);
         let (stop, stopped) = oneshot::channel();
         let task = runtime.spawn(serve(listener, served, config, async move {
