@@ -46,6 +46,9 @@ pub struct BenchArgs {
     /// Leave out the measurements of the engine alone
     #[arg(long)]
     no_engine: bool,
+    /// Leave out the server: measure the engine alone
+    #[arg(long, conflicts_with_all = ["no_engine", "url"])]
+    no_server: bool,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -133,6 +136,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             let levels = drive(args, &runtime, url, args.target.api_key.as_deref())?;
             report.served = with_limits(levels, &report.machine, costs.as_ref());
         }
+        (None, Some(_)) if args.no_server => {}
         (None, Some(model)) => own_server(args, &runtime, model, &mut report, costs.as_ref())?,
         (None, None) => {}
     }
