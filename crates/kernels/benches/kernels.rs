@@ -91,14 +91,12 @@ fn linear(ops: &CpuOps, limits: &Probe) {
                     1 => limits.f32_ops_per_s,
                     _ => limits.int8_ops_per_s,
                 };
-                println!(
-                    "{:<6} {rows:>6} x {cols:<6} {tokens:>5} {:>8.1} {:>7.1} {:>6.0} % {gops:>8.1} {:>6.0} %",
-                    format!("{format:?}"),
-                    seconds * 1e6,
-                    bytes as f64 / seconds / 1e9,
-                    100.0 * bytes as f64 / seconds / limits.read_bytes_per_s,
-                    100.0 * gops * 1e9 / peak,
-                );
+                let (name, us) = (format!("{format:?}"), seconds * 1e6);
+                let rate = bytes as f64 / seconds;
+                let share = 100.0 * rate / limits.read_bytes_per_s;
+                print!("{name:<6} {rows:>6} x {cols:<6} {tokens:>5} {us:>8.1}");
+                print!(" {:>7.1} {share:>6.0} %", rate / 1e9);
+                println!(" {gops:>8.1} {:>6.0} %", 100.0 * gops * 1e9 / peak);
             }
         }
     }
@@ -125,14 +123,11 @@ fn attention(ops: &CpuOps, limits: &Probe) {
             let bytes = (2 * seen * kv_heads * dim * 2) as f64;
             let pairs = rows as f64 * (start as f64 + (rows as f64 + 1.0) / 2.0);
             let flops = 4.0 * pairs * (heads * dim) as f64;
-            println!(
-                "          {heads:>5}/{kv_heads}/{dim:<5} {rows:>7} {seen:>6} {:>8.1} {:>7.1} {:>6.0} % {:>8.1} {:>6.0} %",
-                seconds * 1e6,
-                bytes / seconds / 1e9,
-                100.0 * bytes / seconds / limits.read_bytes_per_s,
-                flops / seconds / 1e9,
-                100.0 * flops / seconds / limits.f32_ops_per_s,
-            );
+            let (us, rate, flops) = (seconds * 1e6, bytes / seconds, flops / seconds);
+            let share = 100.0 * rate / limits.read_bytes_per_s;
+            print!("          {heads:>5}/{kv_heads}/{dim:<5} {rows:>7} {seen:>6} {us:>8.1}");
+            print!(" {:>7.1} {share:>6.0} %", rate / 1e9);
+            println!(" {:>8.1} {:>6.0} %", flops / 1e9, 100.0 * flops / limits.f32_ops_per_s);
         }
     }
 }

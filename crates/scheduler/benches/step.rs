@@ -7,9 +7,7 @@
 //! allocated. Ends with an error when a median is over its promise or a decode step allocates.
 #![allow(clippy::unwrap_used)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use pomona_scheduler::batch::{Config, Effects, Ordering, Sampled, State, StepPlan, StepResult};
@@ -18,32 +16,6 @@ use pomona_types::{LayerKind, Micros, Request, RequestId, Sampling, TenantId};
 /// Steps that are measured.
 const STEPS: usize = 1000;
 const PROMPT_TOKENS: u32 = 256;
-
-/// The system's allocator, counting.
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: passes everything on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Relaxed);
-        // SAFETY: the caller's contract.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract.
-        unsafe { System.dealloc(at, layout) }
-    }
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Relaxed);
-        // SAFETY: the caller's contract.
-        unsafe { System.realloc(at, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 fn main() -> ExitCode {
     println!("running  groups   load        median us  min us  p99 us  steps that allocate");
@@ -131,17 +103,22 @@ impl Bench {
     fn step(&mut self, token: impl Fn(u32) -> u32) -> (f64, u64) {
         self.now += 1000;
         self.effects.list.clear();
-        let before = ALLOCATIONS.load(Relaxed);
-        let begun = Instant::now();
-        assert!(self.state.plan(Micros(self.now), &mut self.plan));
-        let planned = begun.elapsed();
+        let (mut seconds, mut allocations) = (0.0, 0);
+        let mut timed = |work: &mut dyn FnMut()| {
+            allocations += allocation_counter::measure(|| {
+                let begun = Instant::now();
+                work();
+                seconds += begun.elapsed().as_secs_f64();
+            })
+            .count_total;
+        };
+        timed(&mut || assert!(self.state.plan(Micros(self.now), &mut self.plan)));
         self.result.sampled.clear();
         let rows = (0u32..).zip(&self.plan.rows).filter(|(_, row)| row.sample);
         self.result.sampled.extend(rows.map(|(row, _)| Sampled { row, token: token(row) }));
-        let begun = Instant::now();
-        self.state.commit(Micros(self.now), &self.plan, &self.result, &mut self.effects);
-        let seconds = (planned + begun.elapsed()).as_secs_f64();
-        (seconds, ALLOCATIONS.load(Relaxed) - before)
+        let Bench { state, plan, result, effects, .. } = self;
+        timed(&mut || state.commit(Micros(self.now), plan, result, effects));
+        (seconds, allocations)
     }
 
     /// All decode; returns the median in microseconds and how many steps allocated.
