@@ -14,8 +14,10 @@ use pomona_scheduler::batch::{Config, Effects, Ordering, Sampled, State, StepPla
 use pomona_types::{LayerKind, Micros, Request, RequestId, Sampling, TenantId};
 
 /// Steps that are measured.
-const STEPS: usize = 1000;
+const STEPS: usize = 500;
 const PROMPT_TOKENS: u32 = 256;
+/// Enough that none ends by its length.
+const OUTPUT_TOKENS: u32 = STEPS as u32 * 3 / 2;
 
 fn main() -> ExitCode {
     println!("running  groups   load        median us  min us  p99 us  steps that allocate");
@@ -50,12 +52,12 @@ struct Bench {
 impl Bench {
     /// All requests submitted and past their prompts.
     fn new(running: u32, groups: usize) -> Bench {
-        let len = PROMPT_TOKENS + 16 + STEPS as u32 * 2;
+        let len = PROMPT_TOKENS + 16 + OUTPUT_TOKENS;
         let config = Config {
             max_num_seqs: running,
             max_num_batched_tokens: running.max(8192),
             max_model_len: len,
-            blocks: running * len.div_ceil(16) * groups as u32 * 2,
+            blocks: running * len.div_ceil(16) * groups as u32,
             groups: [LayerKind::Full, LayerKind::Sliding { window: 512 }][..groups].to_vec(),
             prefix_caching: true,
             ordering: Ordering::Fcfs,
@@ -73,7 +75,7 @@ impl Bench {
             now: 0,
         };
         for _ in 0..running {
-            bench.submit(STEPS as u32 * 2);
+            bench.submit(OUTPUT_TOKENS);
         }
         while bench.state.stats().waiting > 0 {
             bench.step(|_| 1);
@@ -131,7 +133,7 @@ impl Bench {
     fn turnover(mut self) {
         let steps: Vec<_> = (0..STEPS)
             .map(|_| {
-                self.submit(STEPS as u32 * 2);
+                self.submit(OUTPUT_TOKENS);
                 self.step(|row| u32::from(row != 0))
             })
             .collect();

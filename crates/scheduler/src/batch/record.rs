@@ -3,7 +3,7 @@
 use pomona_types::{BLOCK_TOKENS, Micros, QosClass, RequestId, TenantId, TokenId};
 
 /// Tokens that a record keeps at hand.
-pub(super) const RECENT: usize = 16;
+pub(super) const RECENT: usize = 8;
 
 /// Where a request stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,9 +54,9 @@ pub(super) struct Record {
     /// each request.
     pub(super) recent: [TokenId; RECENT],
     /// For each group, block ids by block index; `NO_BLOCK` before a window.
-    pub(super) tables: Vec<Vec<u32>>,
+    pub(super) tables: Box<[Vec<u32>]>,
     /// For each group, entries below this are `NO_BLOCK`.
-    pub(super) dropped: Vec<u32>,
+    pub(super) dropped: Box<[u32]>,
     /// Prompt tokens found in the prefix cache at first admission.
     pub(super) cached_tokens: u32,
     pub(super) preemptions: u32,

@@ -176,7 +176,7 @@ impl State {
             held: 0,
             next_drop: 0,
             tables: (0..groups).map(|_| table()).collect(),
-            dropped: vec![0; groups],
+            dropped: vec![0; groups].into(),
             chain: table(),
             cached_tokens: 0,
             preemptions: 0,
@@ -260,7 +260,7 @@ impl State {
         self.shares.leave(tenant);
         let record = self.record_mut(index);
         record.tokens = Vec::new();
-        record.tables = Vec::new();
+        record.tables = Box::default();
         self.unused.push(index);
         effect
     }
