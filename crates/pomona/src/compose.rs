@@ -19,7 +19,7 @@ use crate::bench::report::Facts;
 use crate::cli::{EngineArgs, Policy};
 use crate::memory::{self, Fit, Wishes};
 use crate::models::progress::{Progress, human_bytes};
-use crate::models::{Resolved, Surroundings, resolve};
+use crate::models::{Resolved, Surroundings, catalogue, resolve};
 
 /// Memory that a system has which does not say how much.
 const MEMORY_ASSUMED: u64 = 8 << 30;
@@ -158,7 +158,14 @@ impl Prepared {
             )
         })?;
         let template = template.map(Arc::new);
-        let defaults = sampling_defaults(&self.resolved.path);
+        let defaults = match catalogue::find(&self.resolved.name)? {
+            Some(entry) => SamplingDefaults {
+                temperature: entry.sampling.temperature,
+                top_p: entry.sampling.top_p,
+                ..SamplingDefaults::default()
+            },
+            None => sampling_defaults(&self.resolved.path),
+        };
         Ok(Loaded { engine, tokenizer: Arc::new(tokenizer), template, defaults })
     }
 

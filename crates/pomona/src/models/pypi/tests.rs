@@ -43,6 +43,7 @@ fn entry(sha256: String) -> Entry {
         sha256,
         licence: "none".into(),
         notice: None,
+        sampling: Default::default(),
         hub: None,
         pypi: vec![piece(1), piece(2)],
     }

@@ -54,6 +54,7 @@ fn entry() -> Entry {
         sha256: "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824".into(),
         licence: "none".into(),
         notice: None,
+        sampling: Default::default(),
         hub: Some(HubFile { repo: "o/r".into(), revision: "main".into(), file: "m.gguf".into() }),
         pypi: Vec::new(),
     }
