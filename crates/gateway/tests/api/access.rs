@@ -1,29 +1,37 @@
 //! `x-request-id`, and the log's line for each request.
 
+use std::cell::RefCell;
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::Once;
 use std::time::Duration;
 
 use pomona_gateway::Config;
 use serde_json::json;
-use tracing_subscriber::fmt::MakeWriter;
 
 use crate::client::{Reply, Server, wait_for};
 use crate::fake::FakeReplica;
 
-/// What was logged on this thread; a test's server runs on the test's thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+thread_local! {
+    /// What was logged on this thread; a test's server runs on the test's thread.
+    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The log of this thread. One subscriber serves all tests: with one for each, what a call site
+/// remembers of subscribers depends on which test comes to it first.
+struct Log;
 
 impl Log {
-    fn start() -> (Log, tracing::subscriber::DefaultGuard) {
-        let log = Log::default();
-        let builder = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false);
-        (log, tracing::subscriber::set_default(builder.finish()))
+    fn start() -> Log {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            tracing_subscriber::fmt().with_writer(|| Log).with_ansi(false).init();
+        });
+        LOG.take();
+        Log
     }
 
     fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        LOG.with_borrow(|log| String::from_utf8(log.clone()).unwrap())
     }
 
     /// Waits until something is there: a line is written when its connection is done with it.
@@ -35,18 +43,11 @@ impl Log {
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        LOG.with_borrow_mut(|log| log.extend_from_slice(bytes));
         Ok(bytes.len())
     }
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
-    }
-}
-
-impl MakeWriter<'_> for Log {
-    type Writer = Log;
-    fn make_writer(&self) -> Log {
-        self.clone()
     }
 }
 
@@ -93,7 +94,7 @@ async fn a_request_without_a_sane_name_gets_one_of_its_own() {
 
 #[tokio::test]
 async fn the_log_has_a_line_for_each_request_and_no_texts() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let server = server(Config::default()).await;
     server.get("/v1/models?secret=1").await.ok();
     server.get("/nowhere").await.error(404);
@@ -117,7 +118,7 @@ async fn the_log_has_a_line_for_each_request_and_no_texts() {
 
 #[tokio::test]
 async fn a_streams_line_comes_at_its_end_and_says_if_the_client_left() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let server = server(Config::default()).await;
     let body = json!({ "prompt": "a", "stream": true, "ignore_eos": true, "max_tokens": 1000 });
     let mut opened = server.open("POST", "/v1/completions", &[], &body.to_string()).await;
@@ -134,7 +135,7 @@ async fn a_streams_line_comes_at_its_end_and_says_if_the_client_left() {
 
 #[tokio::test]
 async fn the_lines_can_be_switched_off() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let server = server(Config { access_log: false, ..Config::default() }).await;
     let reply = server.get("/v1/models").await;
     reply.ok();
