@@ -1,5 +1,7 @@
 //! The definition of the quantised product, in plain Rust; also what AVX2 is compiled from.
 
+use std::ops::Range;
+
 use super::activations::{TERMS, Token};
 use super::packed::{BLOCK, Block, GROUP, STEPS};
 use super::{Activations, Slab};
@@ -16,19 +18,29 @@ impl Kernel for Quantised<'_> {
     #[inline(always)]
     fn run<T: Tier>(self, _: T) {
         let slab = self.slab;
-        for group in slab.groups.clone() {
-            let bytes = slab.group(group);
-            let block = |b| Block::of(slab.format, bytes, slab.cols, b);
-            let panel: Vec<Block> = (0..slab.cols / BLOCK).map(block).collect();
-            for token in 0..slab.tokens {
-                let input = self.activations.token(token);
-                let values = match slab.format {
-                    Format::Q6_K => products::<2>(&panel, input),
-                    _ => products::<1>(&panel, input),
-                };
-                // SAFETY: the slab's own groups, and tokens within the output's.
-                unsafe { slab.sink.store(token, group, &values) };
+        for tokens in slab.token_blocks(slab.cols / BLOCK * Activations::BLOCK_BYTES) {
+            for group in slab.groups.clone() {
+                self.group(group, tokens.clone());
             }
+        }
+    }
+}
+
+impl Quantised<'_> {
+    #[inline(always)]
+    fn group(&self, group: usize, tokens: Range<usize>) {
+        let slab = self.slab;
+        let bytes = slab.group(group);
+        let block = |b| Block::of(slab.format, bytes, slab.cols, b);
+        let panel: Vec<Block> = (0..slab.cols / BLOCK).map(block).collect();
+        for token in tokens {
+            let input = self.activations.token(token);
+            let values = match slab.format {
+                Format::Q6_K => products::<2>(&panel, input),
+                _ => products::<1>(&panel, input),
+            };
+            // SAFETY: the slab's own groups, and tokens within the output's.
+            unsafe { slab.sink.store(token, group, &values) };
         }
     }
 }
@@ -53,11 +65,7 @@ fn products<const PARTS: usize>(panel: &[Block], token: Token<'_>) -> [f32; GROU
 }
 
 #[inline(always)]
-fn integers(
-    block: &Block,
-    terms: &[[i8; BLOCK]; TERMS],
-    steps: std::ops::Range<usize>,
-) -> [i32; GROUP] {
+fn integers(block: &Block, terms: &[[i8; BLOCK]; TERMS], steps: Range<usize>) -> [i32; GROUP] {
     let mut integers = [0i32; GROUP];
     for (t, term) in terms.iter().enumerate() {
         let mut sums = [0i32; GROUP];
