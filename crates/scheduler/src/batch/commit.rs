@@ -66,11 +66,7 @@ impl State {
             let at = record.chain.len();
             let tokens = &record.tokens[at * BLOCK_TOKENS as usize..][..BLOCK_TOKENS as usize];
             let parent = record.chain.last().copied().unwrap_or(NONE);
-            let Some(node) = self.prefixes.intern(parent, record.tenant, tokens) else { return };
-            self.prefixes.hold(node);
-            if parent != NONE {
-                self.prefixes.release(parent);
-            }
+            let Some(node) = self.prefixes.descend(parent, record.tenant, tokens) else { return };
             record.chain.push(node);
             for (group, table) in record.tables.iter().enumerate() {
                 let block = table[at];

@@ -77,9 +77,10 @@ impl PrefixTree {
         None
     }
 
-    /// Finds or makes a node; `None` when all are in use. A new one has no reference yet: the
-    /// caller holds it before anything else happens.
-    pub(super) fn intern(
+    /// Finds or makes the node for `tokens` after `parent`; `None` when all are in use. The caller's
+    /// reference moves from `parent` (if it is one) to the node: a new one holds its parent with it,
+    /// whose record then need not be touched.
+    pub(super) fn descend(
         &mut self,
         parent: u32,
         tenant: TenantId,
@@ -87,13 +88,15 @@ impl PrefixTree {
     ) -> Option<u32> {
         let bucket = self.bucket(parent, tenant, tokens);
         if let Some(found) = self.find_in(bucket, parent, tenant, tokens) {
+            self.hold(found);
+            if parent != NONE {
+                self.release(parent);
+            }
             return Some(found);
         }
         let index = self.free.pop()?;
-        if parent != NONE {
-            self.hold(parent);
-        }
         let node = &mut self.nodes[index as usize];
+        node.refs = 1;
         node.parent = parent;
         node.tenant = tenant;
         node.tokens.copy_from_slice(tokens);
