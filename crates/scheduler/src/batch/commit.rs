@@ -68,6 +68,7 @@ impl State {
             let parent = record.chain.last().copied().unwrap_or(NONE);
             let Some(node) = self.prefixes.descend(parent, record.tenant, tokens) else { return };
             record.chain.push(node);
+            record.chained += 1;
             for (group, table) in record.tables.iter().enumerate() {
                 let block = table[at];
                 if block != NO_BLOCK && self.prefixes.block(node, group).is_none() {
@@ -84,7 +85,7 @@ impl State {
         let record = &mut self.records[index as usize];
         record.push(token);
         effects.list.push(Effect::Token { id: record.id, token });
-        let stops = (ends_model && !record.ignore_eos) || record.stop_token_ids.contains(&token);
+        let stops = (ends_model && !record.ignore_eos) || record.is_stop_token(token);
         let reason = if stops && record.produced() > record.min_tokens {
             Some(FinishReason::Stop(token))
         } else if record.len() >= record.len_max {

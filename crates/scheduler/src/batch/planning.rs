@@ -238,6 +238,7 @@ impl State {
         }
         record.table_len = hit;
         record.chain.extend_from_slice(&self.matched);
+        record.chained = hit;
         if let Some(last) = self.matched.last() {
             self.prefixes.hold(*last);
         }

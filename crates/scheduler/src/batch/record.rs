@@ -28,8 +28,6 @@ pub(super) struct Record {
     pub(super) table_len: u32,
     /// Those that plans have told.
     pub(super) told: u32,
-    /// Blocks that it holds, over all groups.
-    pub(super) held: u32,
     /// How many tokens must be computed before a block leaves a sliding window.
     pub(super) next_drop: u32,
     /// The newest of its tokens.
@@ -39,20 +37,27 @@ pub(super) struct Record {
     /// Length at which it ends.
     pub(super) len_max: u32,
     pub(super) min_tokens: u32,
+    /// Length of `tokens`.
+    pub(super) settled: u32,
+    pub(super) has_stop_tokens: bool,
     pub(super) ignore_eos: bool,
     pub(super) prompt_logprobs: bool,
     /// In the plan that is being computed.
     pub(super) in_flight: bool,
     pub(super) aborted: bool,
+    /// Length of `chain`.
+    pub(super) chained: u32,
     pub(super) tenant: TenantId,
+    /// The newest tokens, `recent_len` of them: here a step need not touch a page of memory for
+    /// each request.
+    pub(super) recent: [TokenId; RECENT],
+    /// Blocks that it holds, over all groups.
+    pub(super) held: u32,
     /// Prompt and output, but for the newest.
     pub(super) tokens: Vec<TokenId>,
     /// Prefix nodes of its first full blocks; one reference held on the last.
     pub(super) chain: Vec<u32>,
     pub(super) stop_token_ids: Box<[TokenId]>,
-    /// The newest tokens, `recent_len` of them: here a step need not touch a page of memory for
-    /// each request.
-    pub(super) recent: [TokenId; RECENT],
     /// For each group, block ids by block index; `NO_BLOCK` before a window.
     pub(super) tables: Box<[Vec<u32>]>,
     /// For each group, entries below this are `NO_BLOCK`.
@@ -73,7 +78,13 @@ impl Record {
     /// Tokens known.
     #[inline]
     pub(super) fn len(&self) -> u32 {
-        self.tokens.len() as u32 + self.recent_len
+        self.settled + self.recent_len
+    }
+
+    /// Whether the request ends at this token by its own wish.
+    #[inline]
+    pub(super) fn is_stop_token(&self, token: TokenId) -> bool {
+        self.has_stop_tokens && self.stop_token_ids.contains(&token)
     }
 
     /// Appends a token.
@@ -90,6 +101,7 @@ impl Record {
     /// Brings all tokens together in `tokens`.
     pub(super) fn settle(&mut self) {
         self.tokens.extend_from_slice(&self.recent[..self.recent_len as usize]);
+        self.settled += self.recent_len;
         self.recent_len = 0;
     }
 
@@ -109,7 +121,7 @@ impl Record {
     /// Whether a block has become full that is not tied to its prefix.
     #[inline]
     pub(super) fn has_full_block_to_cache(&self) -> bool {
-        (self.computed / BLOCK_TOKENS) as usize > self.chain.len()
+        self.computed / BLOCK_TOKENS > self.chained
     }
 
     /// Whether logits of the prompt are still to be collected.

@@ -151,6 +151,7 @@ impl State {
         let groups = self.config.groups.len();
         let table = || Vec::with_capacity(len_max.div_ceil(pomona_types::BLOCK_TOKENS) as usize);
         self.arrivals += 1;
+        let prompt_len = tokens.len() as u32;
         let record = Record {
             id,
             tenant,
@@ -160,7 +161,7 @@ impl State {
             submitted: now,
             started: None,
             status: Status::Waiting,
-            prompt_len: tokens.len() as u32,
+            prompt_len,
             last: *tokens.last().expect("submit() refuses empty prompts"),
             tokens,
             recent: [0; RECENT],
@@ -168,6 +169,9 @@ impl State {
             len_max,
             min_tokens: sampling.min_tokens,
             ignore_eos: sampling.ignore_eos,
+            settled: prompt_len,
+            chained: 0,
+            has_stop_tokens: !sampling.stop_token_ids.is_empty(),
             stop_token_ids: sampling.stop_token_ids.into(),
             prompt_logprobs: sampling.prompt_logprobs.is_some(),
             computed: 0,
@@ -285,6 +289,7 @@ impl State {
             self.prefixes.release(*last);
         }
         record.chain.clear();
+        record.chained = 0;
         record.computed = 0;
         record.status = Status::Waiting;
         self.slots.push(slot);
@@ -325,6 +330,8 @@ impl State {
         for index in &self.running {
             let record = self.record(*index);
             assert!(matches!(record.status, Status::Running { .. }));
+            assert_eq!(record.chain.len(), record.chained as usize);
+            assert_eq!(record.tokens.len(), record.settled as usize);
             let entries = record.tables.iter().flatten().filter(|block| **block != NO_BLOCK);
             assert_eq!(entries.count(), record.held as usize);
             for (table, dropped) in record.tables.iter().zip(&record.dropped) {
