@@ -47,7 +47,7 @@ pub struct EngineArgs {
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub max_num_seqs: u32,
     /// Most tokens in one step: larger prefills faster, smaller keeps streams even
-    #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = parse_tokens)]
+    #[arg(long, value_name = "TOKENS", default_value = "256", value_parser = parse_tokens)]
     pub max_num_batched_tokens: u32,
     /// Number type of activations
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = parse_dtype)]

@@ -77,9 +77,9 @@ impl PrefixTree {
         None
     }
 
-    /// Finds or makes the node for `tokens` after `parent`; `None` when all are in use. The caller's
-    /// reference moves from `parent` (if it is one) to the node: a new one holds its parent with it,
-    /// whose record then need not be touched.
+    /// Finds or makes the node for `tokens` after `parent`; `None` when all are in use. The
+    /// caller's reference moves from `parent` (if it is one) to the node: a new one holds its
+    /// parent with it, whose record then need not be touched.
     pub(super) fn descend(
         &mut self,
         parent: u32,
