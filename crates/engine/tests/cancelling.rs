@@ -2,20 +2,20 @@
 //! that what happens meanwhile does not depend on time.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::ops::Range;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use pomona_device::{DType, View};
-use pomona_engine::{Engine, EngineConfig};
-use pomona_kernels::{Batch, CpuOps, Ops};
-use pomona_models::{Checkpoint, KvCache, LoadOptions, Model, ModelError};
-use pomona_scheduler::batch::Ordering;
+use pomona_device::View;
+use pomona_engine::Engine;
+use pomona_kernels::{Batch, Ops};
+use pomona_models::{KvCache, Model, ModelError};
 use pomona_types::{
     Finish, FinishReason, ModelSpec, Request, RequestId, Sampling, TenantId, TokenOutput, TokenSink,
 };
+use support::tiny_engine;
 
 /// How long an end may take before the test gives up; steps of the model take microseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -61,26 +61,8 @@ impl TokenSink for Ends {
 
 /// An engine whose steps are held, with the ends of the gate: told of each step, and its leave.
 fn held_engine() -> (Engine, mpsc::Receiver<()>, mpsc::Sender<()>) {
-    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden/llama");
-    let checkpoint = Checkpoint::open(&golden).unwrap();
-    let ops: Arc<dyn Ops> = Arc::new(CpuOps::detect(1));
-    let options = LoadOptions { max_tokens: 32, max_outputs: 32 };
-    let model = checkpoint.load(ops.as_ref(), &options, &mut |_| {}).unwrap();
     let ((begun, steps), (leave, go)) = (mpsc::channel(), mpsc::channel());
-    let config = EngineConfig {
-        name: checkpoint.name().into(),
-        max_model_len: 128,
-        max_num_seqs: 4,
-        max_num_batched_tokens: 32,
-        kv_dtype: DType::F32,
-        kv_blocks: 32,
-        prefix_caching: false,
-        ordering: Ordering::Fcfs,
-        max_waiting: 8,
-        eos_token_ids: Vec::new(),
-        seed: 0,
-    };
-    let engine = Engine::start(config, Box::new(Held { model, begun, go }), ops).unwrap();
+    let engine = tiny_engine(false, false, |model| Box::new(Held { model, begun, go }));
     (engine, steps, leave)
 }
 

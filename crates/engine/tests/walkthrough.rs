@@ -1,18 +1,15 @@
 //! A tour of the crate: start an engine on a tiny model, ask it, stop it.
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
+mod support;
 
-use pomona_device::DType;
-use pomona_engine::{Engine, EngineConfig};
-use pomona_kernels::{CpuOps, Ops};
-use pomona_models::{Checkpoint, LoadOptions};
-use pomona_scheduler::batch::Ordering;
+use std::sync::mpsc;
+
 use pomona_types::{
     Finish, FinishReason, Refusal, Request, RequestId, Sampling, TenantId, TokenId, TokenOutput,
     TokenSink,
 };
+use support::tiny_engine;
 
 /// Passes tokens and the end on to the test.
 struct Sink(mpsc::Sender<Result<TokenId, Finish>>);
@@ -39,25 +36,7 @@ fn request(id: u64, prompt: &[TokenId], max_tokens: u32) -> Request {
 
 #[test]
 fn an_engine_answers_refuses_cancels_and_stops() {
-    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden/llama");
-    let checkpoint = Checkpoint::open(&golden).unwrap();
-    let ops: Arc<dyn Ops> = Arc::new(CpuOps::detect(1));
-    let options = LoadOptions { max_tokens: 32, max_outputs: 32 };
-    let model = checkpoint.load(ops.as_ref(), &options, &mut |_| {}).unwrap();
-    let config = EngineConfig {
-        name: checkpoint.name().into(),
-        max_model_len: 128,
-        max_num_seqs: 4,
-        max_num_batched_tokens: 32,
-        kv_dtype: DType::F32,
-        kv_blocks: 32,
-        prefix_caching: true,
-        ordering: Ordering::Fcfs,
-        max_waiting: 8,
-        eos_token_ids: checkpoint.eos_token_ids().to_vec(),
-        seed: 0,
-    };
-    let engine = Engine::start(config, model, ops).unwrap();
+    let engine = tiny_engine(true, true, |model| model);
     let replica = engine.replica();
 
     // Tokens arrive one by one, then the end, once.

@@ -17,7 +17,7 @@ fn put(device: &dyn Device, values: &[f32], shape: &[usize]) -> View {
 fn a_product_of_weights_and_activations() {
     let ops = CpuOps::detect(2);
     let device = ops.device().clone();
-    // Weights stay where they lie: here in a vector, usually in a mapped file.
+    // Weights are packed from where they lie: here a vector, usually a mapped file.
     let weights: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|v| v.to_le_bytes()).collect();
     let source =
         WeightSource { format: Format::F32, rows: 2, cols: 2, bytes: Arc::new(weights), offset: 0 };

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::activations::{Factors, TERMS};
-use super::packed::{BLOCK, GROUP, STEPS, integer_bytes};
+use super::packed::{BLOCK, GROUP, STEPS, integer_bytes, nibble_step};
 use super::{Activations, Slab};
 use crate::Format;
 
@@ -221,7 +221,7 @@ impl Integers for Nibbles {
             let mut steps = [mask; STEPS];
             for j in 0..4 {
                 let both = vector(at, j);
-                let step = j / 2 * 4 + j % 2;
+                let step = nibble_step(j);
                 steps[step] = _mm512_and_si512(both, mask);
                 steps[step + 2] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
             }

@@ -183,7 +183,7 @@ fn put_integers(bits: usize, lane: usize, w: &[u8; BLOCK], place: &mut [u8]) {
 
 /// The step in the low nibbles of vector `j`.
 #[inline(always)]
-const fn nibble_step(j: usize) -> usize {
+pub(super) const fn nibble_step(j: usize) -> usize {
     j / 2 * 4 + j % 2
 }
 
