@@ -11,6 +11,8 @@ pub enum DType {
     F16,
     /// The upper half of binary32.
     BF16,
+    /// Signed bytes; quantised keys and values keep their scales among them.
+    I8,
     /// Bytes.
     U8,
     /// Token ids, positions, slots, block ids.
@@ -23,7 +25,7 @@ impl DType {
         match self {
             DType::F32 | DType::U32 => 4,
             DType::F16 | DType::BF16 => 2,
-            DType::U8 => 1,
+            DType::I8 | DType::U8 => 1,
         }
     }
 }

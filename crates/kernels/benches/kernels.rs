@@ -1,6 +1,6 @@
 //! Products, attention and joins against the limits that this machine shows in the same run.
 //!
-//!     cargo bench -p pomona-kernels [-- linear|attention|join]
+//!     cargo bench -p pomona-kernels [-- linear|attention|join|FORMAT...]
 //!
 //! Prints medians of several rounds. Shares: of the measured read bandwidth (weights or KV read
 //! once) and of the measured int8 (integer formats) or f32 peak.
@@ -14,13 +14,17 @@ use pomona_kernels::{
     Attention, CpuOps, Format, KvLayer, LinearPart, Matrix, Ops, Span, WeightSource, Write,
 };
 
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 15;
 /// How long a round lasts at least.
 const ROUND_S: f64 = 0.02;
 
 fn main() {
-    let only = std::env::args().skip(1).find(|word| !word.starts_with('-'));
-    let wanted = |what: &str| only.as_deref().is_none_or(|only| only == what);
+    let words: Vec<String> = std::env::args().skip(1).filter(|w| !w.starts_with('-')).collect();
+    let wanted = |what: &str| words.is_empty() || words.iter().any(|word| word == what);
+    let formats: Vec<Format> = Format::ALL
+        .into_iter()
+        .filter(|format| wanted("linear") || wanted(&format!("{format:?}")))
+        .collect();
     let threads = Pool::default_threads();
     let limits = probe(&Pool::new(threads));
     let ops = CpuOps::detect(threads);
@@ -34,16 +38,16 @@ fn main() {
     if wanted("join") {
         join(threads);
     }
-    if wanted("linear") {
-        linear(&ops, &limits);
+    if !formats.is_empty() {
+        linear(&ops, &limits, &formats);
     }
     if wanted("attention") {
         attention(&ops, &limits);
     }
 }
 
-/// Median seconds of one call.
-fn time(mut call: impl FnMut()) -> f64 {
+/// Seconds of one call: the median, and the fastest round, which neighbours disturbed least.
+fn time(mut call: impl FnMut()) -> (f64, f64) {
     call();
     let begun = Instant::now();
     call();
@@ -56,19 +60,19 @@ fn time(mut call: impl FnMut()) -> f64 {
         })
         .collect();
     rounds.sort_by(f64::total_cmp);
-    rounds[ROUNDS / 2]
+    (rounds[ROUNDS / 2], rounds[0])
 }
 
 fn join(threads: usize) {
     let pool = Pool::new(threads);
-    let seconds = time(|| (0..1000).for_each(|_| pool.run(&|_| {})));
+    let (seconds, _) = time(|| (0..1000).for_each(|_| pool.run(&|_| {})));
     println!("\njoin of {threads} workers: {:.0} ns", seconds * 1e6);
 }
 
-fn linear(ops: &CpuOps, limits: &Probe) {
+fn linear(ops: &CpuOps, limits: &Probe, formats: &[Format]) {
     const SHAPES: [(usize, usize); 2] = [(1536, 576), (4096, 2048)];
-    println!("\nlinear   rows x cols  tokens      us    GB/s  of read    GOP/s  of peak");
-    for format in Format::ALL {
+    println!("\nlinear   rows x cols  tokens      us    GB/s  of read    GOP/s  of peak    best");
+    for &format in formats {
         for (rows, cols) in SHAPES {
             let cols = cols.next_multiple_of(format.block_len());
             // Enough matrices that a cache does not hold them all.
@@ -80,7 +84,7 @@ fn linear(ops: &CpuOps, limits: &Probe) {
                 let x = random(device, &[tokens, cols]);
                 let out = device.alloc_view(DType::F32, &[tokens, rows]).unwrap();
                 let mut turn = 0;
-                let seconds = time(|| {
+                let (seconds, best) = time(|| {
                     let weight = &matrices[turn % matrices.len()];
                     turn += 1;
                     let part = LinearPart { weight, bias: None, out: &out };
@@ -96,7 +100,8 @@ fn linear(ops: &CpuOps, limits: &Probe) {
                 let share = 100.0 * rate / limits.read_bytes_per_s;
                 print!("{name:<6} {rows:>6} x {cols:<6} {tokens:>5} {us:>8.1}");
                 print!(" {:>7.1} {share:>6.0} %", rate / 1e9);
-                println!(" {gops:>8.1} {:>6.0} %", 100.0 * gops * 1e9 / peak);
+                let share = 100.0 * gops * 1e9 / peak;
+                println!(" {gops:>8.1} {share:>6.0} % {:>6.0} %", share * seconds / best);
             }
         }
     }
@@ -104,7 +109,9 @@ fn linear(ops: &CpuOps, limits: &Probe) {
 
 fn attention(ops: &CpuOps, limits: &Probe) {
     const HEADS: [(usize, usize, usize); 2] = [(9, 3, 64), (32, 8, 64)];
-    println!("\nattention heads/kv/dim  rows   seen      us    GB/s  of read  GFLOP/s  of f32");
+    println!(
+        "\nattention heads/kv/dim  rows   seen      us    GB/s  of read  GFLOP/s  of f32    best"
+    );
     for (heads, kv_heads, dim) in HEADS {
         for (rows, seen) in [(1, 512), (1, 8192), (512, 512), (512, 4096)] {
             let device = ops.device().as_ref();
@@ -119,7 +126,7 @@ fn attention(ops: &CpuOps, limits: &Probe) {
             let spans = [Span { first_row: 0, rows: rows as u32, start, table: 0, table_len }];
             let how = Attention { spans: &spans, tables: &tables, scale: 0.125, window: None };
             let layer = KvLayer { k, v };
-            let seconds = time(|| ops.attention(&q, &layer, &how, &out).unwrap());
+            let (seconds, best) = time(|| ops.attention(&q, &layer, &how, &out).unwrap());
             let bytes = (2 * seen * kv_heads * dim * 2) as f64;
             let pairs = rows as f64 * (start as f64 + (rows as f64 + 1.0) / 2.0);
             let flops = 4.0 * pairs * (heads * dim) as f64;
@@ -127,7 +134,9 @@ fn attention(ops: &CpuOps, limits: &Probe) {
             let share = 100.0 * rate / limits.read_bytes_per_s;
             print!("          {heads:>5}/{kv_heads}/{dim:<5} {rows:>7} {seen:>6} {us:>8.1}");
             print!(" {:>7.1} {share:>6.0} %", rate / 1e9);
-            println!(" {:>8.1} {:>6.0} %", flops / 1e9, 100.0 * flops / limits.f32_ops_per_s);
+            let share = 100.0 * flops / limits.f32_ops_per_s;
+            let best = share * seconds / best;
+            println!(" {:>8.1} {share:>6.0} % {best:>6.0} %", flops / 1e9);
         }
     }
 }

@@ -8,7 +8,7 @@ use pomona_device::{
 
 use crate::attention::{self, BLOCK, Cache, CacheMut, Problem, Workspace};
 use crate::linear::packed::{self, GROUP};
-use crate::linear::{Activations, Part, Shared, linear};
+use crate::linear::{self, Part, Shared, linear};
 use crate::rows::{Glu, RmsNorm, Rope};
 use crate::{
     Activation, Attention, Format, Isa, KvLayer, LinearPart, Matrix, OpError, Ops, RopeStyle,
@@ -32,7 +32,7 @@ pub struct CpuOps {
 
 #[derive(Default)]
 struct Scratch {
-    activations: Activations,
+    linear: linear::Workspace,
     attention: Workspace,
 }
 
@@ -259,7 +259,7 @@ impl Ops for CpuOps {
                 .collect::<Result<Vec<_>, DeviceError>>()?;
             (access.read::<f32>(x)?, parts)
         };
-        let how = (write, &mut scratch.activations);
+        let how = (write, &mut scratch.linear);
         linear(&self.pool, self.isa, x, cols, &mut parts, how);
         Ok(())
     }
@@ -361,7 +361,7 @@ impl Ops for CpuOps {
         for (slot, row) in slots.iter().zip(k.chunks_exact(heads * head_dim)) {
             let (block, offset) = (*slot as usize / BLOCK, *slot as usize % BLOCK);
             for (head, row) in row.chunks_exact(head_dim).enumerate() {
-                keys.store(row, (block * heads + head) * BLOCK * head_dim + offset, BLOCK);
+                keys.key(row, (block * heads + head) * BLOCK, offset);
             }
         }
         // SAFETY: as above; `keys` is not used any more.
@@ -369,7 +369,7 @@ impl Ops for CpuOps {
         for (slot, row) in slots.iter().zip(v.chunks_exact(heads * head_dim)) {
             let (block, offset) = (*slot as usize / BLOCK, *slot as usize % BLOCK);
             for (head, row) in row.chunks_exact(head_dim).enumerate() {
-                values.store(row, ((block * heads + head) * BLOCK + offset) * head_dim, 1);
+                values.value(row, (block * heads + head) * BLOCK, offset);
             }
         }
         Ok(())
@@ -509,7 +509,11 @@ fn kv_shape(operation: &'static str, layer: &KvLayer) -> Result<[usize; 3], OpEr
         format!("a cache of {shape:?} is not [blocks, kv_heads, {BLOCK}, head_dim]")
     })?;
     apart(operation, &layer.k, &[&layer.v])?;
-    Ok([shape[0], shape[1], shape[3]])
+    let head_dim = match layer.k.dtype() {
+        DType::I8 => shape[3].saturating_sub(attention::quantised_bytes(0)),
+        _ => shape[3],
+    };
+    Ok([shape[0], shape[1], head_dim])
 }
 
 fn check_spans(how: &Attention<'_>, rows: usize, blocks: usize) -> Result<(), OpError> {
@@ -537,6 +541,7 @@ unsafe fn cache<'a>(access: &'a Access<'_>, view: &View) -> Result<Cache<'a>, Op
         Ok(match view.dtype() {
             DType::F16 => Cache::F16(access.read::<u16>(view)?),
             DType::BF16 => Cache::BF16(access.read::<u16>(view)?),
+            DType::I8 => Cache::I8(access.read::<u8>(view)?),
             _ => Cache::F32(access.read::<f32>(view)?),
         })
     }
@@ -550,6 +555,7 @@ unsafe fn cache_mut<'a>(access: &'a Access<'_>, view: &View) -> Result<CacheMut<
         Ok(match view.dtype() {
             DType::F16 => CacheMut::F16(access.write::<u16>(view)?),
             DType::BF16 => CacheMut::BF16(access.write::<u16>(view)?),
+            DType::I8 => CacheMut::I8(access.write::<u8>(view)?),
             _ => CacheMut::F32(access.write::<f32>(view)?),
         })
     }

@@ -29,11 +29,15 @@ pub enum Isa {
 /// only this module makes one, where it has been looked for.
 pub(crate) trait Tier: Copy {
     type F: Copy;
+    /// Vector registers, counted as sixteen lanes each.
+    const REGISTERS: usize;
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; LANES]) -> Self::F;
     fn store(self, x: Self::F, to: &mut [f32; LANES]);
     /// Widens half-precision numbers, given as bits.
     fn halves(self, x: &[u16; LANES]) -> Self::F;
+    /// Widens signed bytes.
+    fn bytes(self, x: &[u8; LANES]) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, fused.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
@@ -51,6 +55,7 @@ pub(crate) struct Portable;
 
 impl Tier for Portable {
     type F = [f32; LANES];
+    const REGISTERS: usize = 8;
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         [x; LANES]
@@ -66,6 +71,10 @@ impl Tier for Portable {
     #[inline(always)]
     fn halves(self, x: &[u16; LANES]) -> Self::F {
         x.map(widen_half)
+    }
+    #[inline(always)]
+    fn bytes(self, x: &[u8; LANES]) -> Self::F {
+        x.map(|x| f32::from(x as i8))
     }
     #[inline(always)]
     fn mul(self, a: Self::F, b: Self::F) -> Self::F {

@@ -57,16 +57,20 @@ pub(crate) fn exp(x: f32) -> f32 {
     // exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln 2 / 2, exp(r) by its Taylor series.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
+    /// 1.5 * 2^23: adding it rounds to a whole number, which then stands in the lowest bits. A
+    /// conversion would not become vector instructions.
+    const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.0, 88.0);
-    let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
+    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, clamped));
     let mut p = 1.0f32 / 5040.0;
     for c in [1.0f32 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = p.mul_add(r, c);
     }
-    // NaN converts to 0; the polynomial carries it on.
-    let n = n as i32;
-    let scale = f32::from_bits(((n.wrapping_add(127)) as u32) << 23);
+    // Of NaN the bits mean nothing; the polynomial carries it on.
+    let n = rounded.to_bits().wrapping_sub(ROUND.to_bits());
+    let scale = f32::from_bits(n.wrapping_add(127) << 23);
     let value = p * scale;
     let value = if x < -87.0 { 0.0 } else { value };
     if x > 88.0 { f32::INFINITY } else { value }

@@ -33,18 +33,59 @@ const SPLIT: usize = 256;
 /// Rows of a tile: how often a widened block is used per query head.
 const TILE_ROWS: usize = 16;
 
-/// A layer's keys or values as they lie in memory: `[blocks, kv_heads, 16 * head_dim]`.
+/// A layer's keys or values as they lie in memory: `[blocks, kv_heads, 16 * head_dim]`. Bytes are
+/// signed integers, with 16 scales behind each block's: one for each position.
 #[derive(Clone, Copy)]
 pub(crate) enum Cache<'a> {
     F32(&'a [f32]),
     F16(&'a [u16]),
     BF16(&'a [u16]),
+    I8(&'a [u8]),
+}
+
+/// Bytes of a position's scale.
+const SCALE_BYTES: usize = size_of::<f32>();
+
+/// Bytes that `head_dim` integers and their scale take.
+pub(crate) fn quantised_bytes(head_dim: usize) -> usize {
+    head_dim + SCALE_BYTES
 }
 
 impl Cache<'_> {
-    /// Widens `out.len()` elements from `at`, a multiple of 16.
+    /// Widens a block's keys `[head_dim, 16]`; `row` is the number of its first position.
     #[inline(always)]
-    fn widen<T: Tier>(&self, t: T, at: usize, out: &mut [f32]) {
+    fn keys<T: Tier>(&self, t: T, row: usize, out: &mut [f32]) {
+        let Cache::I8(bytes) = self else { return self.widen(t, row, out) };
+        let (integers, scales) = block_of(bytes, row, out.len());
+        let scales = t.load(&scales);
+        let rows = integers.as_chunks::<LANES>().0;
+        for (out, integers) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(rows) {
+            t.store(t.mul(t.bytes(integers), scales), out);
+        }
+    }
+
+    /// Widens a block's values `[16, head_dim]`.
+    #[inline(always)]
+    fn values<T: Tier>(&self, t: T, row: usize, out: &mut [f32]) {
+        let Cache::I8(bytes) = self else { return self.widen(t, row, out) };
+        let (integers, scales) = block_of(bytes, row, out.len());
+        let d = out.len() / BLOCK;
+        let rows = out.chunks_exact_mut(d).zip(integers.chunks_exact(d));
+        for ((out, integers), scale) in rows.zip(scales) {
+            let (outs, rest) = out.as_chunks_mut::<LANES>();
+            for (out, integers) in outs.iter_mut().zip(integers.as_chunks().0) {
+                t.store(t.mul(t.bytes(integers), t.splat(scale)), out);
+            }
+            for (out, integer) in rest.iter_mut().zip(&integers[d / LANES * LANES..]) {
+                *out = f32::from(*integer as i8) * scale;
+            }
+        }
+    }
+
+    /// Widens numbers that need no scale.
+    #[inline(always)]
+    fn widen<T: Tier>(&self, t: T, row: usize, out: &mut [f32]) {
+        let at = row * (out.len() / BLOCK);
         let outs = out.as_chunks_mut::<LANES>().0;
         match self {
             Cache::F32(x) => out.copy_from_slice(&x[at..][..out.len()]),
@@ -56,8 +97,19 @@ impl Cache<'_> {
                 let bfloats = x[at..].as_chunks::<LANES>().0;
                 outs.iter_mut().zip(bfloats).for_each(|(out, x)| t.store(t.bfloats(x), out));
             }
+            Cache::I8(_) => {}
         }
     }
+}
+
+/// A quantised block's integers, and the scale of each position.
+#[inline(always)]
+fn block_of(bytes: &[u8], row: usize, len: usize) -> (&[u8], [f32; BLOCK]) {
+    let d = len / BLOCK;
+    let block = &bytes[row * quantised_bytes(d)..][..BLOCK * quantised_bytes(d)];
+    let (integers, scales) = block.split_at(len);
+    let scales = scales.as_chunks::<SCALE_BYTES>().0;
+    (integers, std::array::from_fn(|i| f32::from_le_bytes(scales[i])))
 }
 
 /// The same, to be written.
@@ -65,11 +117,15 @@ pub(crate) enum CacheMut<'a> {
     F32(&'a mut [f32]),
     F16(&'a mut [u16]),
     BF16(&'a mut [u16]),
+    I8(&'a mut [u8]),
 }
 
 impl CacheMut<'_> {
-    /// Stores one head's row at `at`, elements `stride` apart.
-    pub(crate) fn store(&mut self, row: &[f32], at: usize, stride: usize) {
+    /// Stores one head's row at a position of a block: the block's first position is number `block`
+    /// of the cache, and elements are `stride` apart, from `offset` on.
+    #[inline(always)]
+    fn store(&mut self, row: &[f32], block: usize, (offset, stride): (usize, usize)) {
+        let at = block * row.len() + offset;
         let places = (at..).step_by(stride);
         match self {
             CacheMut::F32(x) => places.zip(row).for_each(|(i, v)| x[i] = *v),
@@ -79,7 +135,34 @@ impl CacheMut<'_> {
             CacheMut::BF16(x) => {
                 places.zip(row).for_each(|(i, v)| x[i] = bf16::from_f32(*v).to_bits());
             }
+            CacheMut::I8(x) => {
+                let bytes = BLOCK * quantised_bytes(row.len());
+                let x = &mut x[block / BLOCK * bytes..][..bytes];
+                let position = if stride == 1 { offset / row.len() } else { offset };
+                let largest = row.iter().fold(0.0, |most, v| f32::max(most, v.abs()));
+                // What is not finite must not be hidden: its scale says so.
+                let finite = row.iter().all(|v| v.is_finite());
+                let scale = if finite { largest / 127.0 } else { f32::NAN };
+                let inverse = if largest > 0.0 && finite { 127.0 / largest } else { 0.0 };
+                for (i, v) in (offset..).step_by(stride).zip(row) {
+                    x[i] = (v * inverse).round_ties_even() as i8 as u8;
+                }
+                let scales = x[BLOCK * row.len()..].as_chunks_mut::<SCALE_BYTES>().0;
+                scales[position] = scale.to_le_bytes();
+            }
         }
+    }
+
+    /// Stores a head's key at `offset` of the block that starts at position `block`.
+    #[inline(always)]
+    pub(crate) fn key(&mut self, row: &[f32], block: usize, offset: usize) {
+        self.store(row, block, (offset, BLOCK));
+    }
+
+    /// Stores a head's value, likewise.
+    #[inline(always)]
+    pub(crate) fn value(&mut self, row: &[f32], block: usize, offset: usize) {
+        self.store(row, block, (offset * row.len(), 1));
     }
 }
 

@@ -168,3 +168,50 @@ fn half_precision_caches_are_the_rounded_numbers() {
     attention(&Pool::new(1), Isa::detect(), &problem, &mut Workspace::default(), &mut out);
     assert_eq!(out, expected);
 }
+
+#[test]
+fn quantised_caches_are_close_and_hide_nothing() {
+    for head_dim in [16, 20, 64] {
+        let shape = (2, 1, head_dim);
+        let scene = Scene::new(80, shape);
+        let blocks = scene.k.len() / (BLOCK * head_dim);
+        let bytes = blocks * BLOCK * quantised_bytes(head_dim);
+        let (mut k8, mut v8) = (vec![0; bytes], vec![0; bytes]);
+        let (mut k, mut v) = (vec![0.0; scene.k.len()], vec![0.0; scene.v.len()]);
+        for block in 0..blocks {
+            for offset in 0..BLOCK {
+                let at = |i| (block * head_dim + i) * BLOCK + offset;
+                let key: Vec<f32> = (0..head_dim).map(|i| scene.k[at(i)]).collect();
+                let value = &scene.v[(block * BLOCK + offset) * head_dim..][..head_dim];
+                CacheMut::I8(&mut k8).key(&key, block * BLOCK, offset);
+                CacheMut::I8(&mut v8).value(value, block * BLOCK, offset);
+                // The definition: a scale for each position, integers up to 127.
+                let rounded = |row: &[f32]| -> Vec<f32> {
+                    let largest = row.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+                    let integer = |v: &f32| (v * (127.0 / largest)).round_ties_even();
+                    row.iter().map(|v| integer(v) * (largest / 127.0)).collect()
+                };
+                for (i, (key, value)) in rounded(&key).iter().zip(rounded(value)).enumerate() {
+                    k[at(i)] = *key;
+                    v[(block * BLOCK + offset) * head_dim + i] = value;
+                }
+            }
+        }
+        let rounded = Scene { k, v, ..Scene::new(80, shape) };
+        let spans = [Span { first_row: 0, rows: 80, start: 0, table: 0, table_len: 5 }];
+        for isa in Isa::available() {
+            let expected = rounded.run(isa, 1, 0, 80);
+            let mut problem = scene.problem(&scene.q, &spans);
+            (problem.k, problem.v) = (Cache::I8(&k8), Cache::I8(&v8));
+            let mut out = vec![0.0; scene.q.len()];
+            attention(&Pool::new(2), isa, &problem, &mut Workspace::default(), &mut out);
+            assert_eq!(out, expected, "{isa:?} {head_dim}");
+        }
+        CacheMut::I8(&mut v8).value(&vec![f32::NAN; head_dim], 0, 3);
+        let problem = Problem { v: Cache::I8(&v8), ..scene.problem(&scene.q, &spans) };
+        let mut out = vec![0.0; scene.q.len()];
+        attention(&Pool::new(1), Isa::detect(), &problem, &mut Workspace::default(), &mut out);
+        let seen = scene.table.iter().position(|b| *b == 0);
+        assert_eq!(out.iter().any(|v| v.is_nan()), seen.is_some());
+    }
+}

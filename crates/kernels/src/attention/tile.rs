@@ -1,4 +1,4 @@
-//! One tile: its softmax state and the loop over blocks.
+//! One tile: its softmax state and the loop over runs of blocks.
 
 use std::ops::Range;
 
@@ -6,8 +6,10 @@ use super::{BLOCK, Item, Problem, SPLIT};
 use crate::isa::{Kernel, Tier};
 use crate::lanes::{LANES, exp, sum};
 
-/// Most (row, head) pairs that share a pass over a block: their sums stay in registers.
-const PAIRS: usize = 8;
+/// Blocks of a run: weighted values shrink, and maxima change, once for each run.
+const RUN: usize = 4;
+/// Positions of a run. Runs start at multiples of it, whatever the chunk or the window.
+const POSITIONS: usize = RUN * BLOCK;
 
 /// Online softmax of a set of (row, head) pairs: maxima, sums, weighted values.
 #[derive(Default)]
@@ -36,11 +38,13 @@ pub(super) struct Tile {
     group: usize,
     head_dim: usize,
     rows: usize,
+    /// Queries, `[head_dim, rows, heads of the group]`: what meets a row of keys lies together.
+    queries: Vec<f32>,
     /// Merged splits.
     total: Partial,
     /// The split that is being computed.
     part: Partial,
-    /// One block of keys `[head_dim, 16]` and values `[16, head_dim]`, widened.
+    /// A run's keys `[blocks, head_dim, 16]` and values `[positions, head_dim]`, widened.
     keys: Vec<f32>,
     values: Vec<f32>,
 }
@@ -53,8 +57,22 @@ impl Tile {
         self.head_dim = problem.head_dim;
         self.rows = item.rows;
         self.total.clear(self.rows * self.group, self.head_dim);
-        self.keys.resize(BLOCK * self.head_dim, 0.0);
-        self.values.resize(BLOCK * self.head_dim, 0.0);
+        self.keys.resize(POSITIONS * self.head_dim, 0.0);
+        self.values.resize(POSITIONS * self.head_dim, 0.0);
+    }
+
+    /// Brings the queries of an item side by side.
+    #[inline(always)]
+    fn take_queries(&mut self, problem: &Problem<'_>, item: &Item) {
+        let (group, d, pairs) = (self.group, self.head_dim, self.rows * self.group);
+        self.queries.resize(pairs * d, 0.0);
+        for row in 0..self.rows {
+            let heads = &problem.q[super::head_at(problem, item, row)..][..group * d];
+            for (head, q) in heads.chunks_exact(d).enumerate() {
+                let places = self.queries[row * group + head..].iter_mut().step_by(pairs);
+                places.zip(q).for_each(|(place, q)| *place = *q);
+            }
+        }
     }
 
     /// Elements of one row's group of heads.
@@ -136,6 +154,7 @@ impl Kernel for Run<'_> {
     fn run<T: Tier>(self, t: T) {
         let Run { problem, item, tile } = self;
         tile.start(problem, &item);
+        tile.take_queries(problem, &item);
         let start = problem.spans[item.span].start as usize + item.row;
         let first = problem.first_seen(start) / SPLIT;
         let splits = match item.split {
@@ -155,127 +174,109 @@ impl Kernel for Run<'_> {
 /// Fills `tile.part` with the sums over one split.
 #[inline(always)]
 fn one_split<T: Tier>(t: T, problem: &Problem<'_>, item: &Item, tile: &mut Tile, split: usize) {
-    let d = tile.head_dim;
-    tile.part.clear(tile.rows * tile.group, d);
+    let (d, group) = (tile.head_dim, tile.group);
+    tile.part.clear(tile.rows * group, d);
     let span = &problem.spans[item.span];
     let start = span.start as usize + item.row;
     let from = problem.first_seen(start).max(split * SPLIT) / BLOCK;
     let to = (start + item.rows).min((split + 1) * SPLIT).div_ceil(BLOCK);
     let table = &problem.tables[span.table as usize..][..span.table_len as usize];
-    for block in from..to {
-        let at = (table[block] as usize * problem.kv_heads + item.kv_head) * BLOCK * d;
-        problem.k.widen(t, at, &mut tile.keys);
-        problem.v.widen(t, at, &mut tile.values);
+    for first in (from / RUN * RUN..to).step_by(RUN) {
+        let blocks = first.max(from)..(first + RUN).min(to);
+        for block in blocks {
+            let at = (table[block] as usize * problem.kv_heads + item.kv_head) * BLOCK;
+            let place = (block - first) * BLOCK * d;
+            problem.k.keys(t, at, &mut tile.keys[place..][..BLOCK * d]);
+            problem.v.values(t, at, &mut tile.values[place..][..BLOCK * d]);
+        }
+        let begin = first * BLOCK;
         let seen = |row: usize| {
-            let low = problem.first_seen(start + row).max(block * BLOCK);
-            let high = (start + row + 1).min((block + 1) * BLOCK);
-            low.saturating_sub(block * BLOCK)..high.saturating_sub(block * BLOCK)
+            let low = problem.first_seen(start + row).max(begin);
+            let high = (start + row + 1).min(begin + POSITIONS);
+            low.saturating_sub(begin)..high.saturating_sub(begin)
         };
         let mut row = 0;
         while row < item.rows {
-            // Rows that see all of the block go together.
-            let all = (row..item.rows).take_while(|row| seen(*row) == (0..BLOCK)).count();
-            let rows = row..row + all.max(1);
-            let seen = seen(row);
-            row = rows.end;
-            if !seen.is_empty() {
-                some_rows(t, problem, item, tile, rows, seen);
+            // Rows that see all of the run go together.
+            let all = (row..item.rows).take_while(|row| seen(*row) == (0..POSITIONS)).count();
+            let pairs = row * group..(row + all.max(1)) * group;
+            let run = Stretch { scale: problem.scale, seen: seen(row) };
+            row += all.max(1);
+            if !run.seen.is_empty() {
+                run.pairs(t, tile, pairs);
             }
         }
     }
 }
 
-/// Adds the seen positions of the widened block to all heads of some rows.
-#[inline(always)]
-fn some_rows<T: Tier>(
-    t: T,
-    problem: &Problem<'_>,
-    item: &Item,
-    tile: &mut Tile,
-    rows: Range<usize>,
-    seen: Range<usize>,
-) {
-    let (group, d) = (tile.group, tile.head_dim);
-    let query = |pair: usize| {
-        let at = super::head_at(problem, item, pair / group) + pair % group * d;
-        &problem.q[at..][..d]
-    };
-    let (mut pair, end) = (rows.start * group, rows.end * group);
-    let all = seen == (0..BLOCK);
-    while pair < end {
-        let block = Block { scale: problem.scale, first: pair, seen: seen.clone() };
-        pair += match end - pair {
-            PAIRS.. if all => block.add::<T, PAIRS, true>(t, tile, &query),
-            4.. if all => block.add::<T, 4, true>(t, tile, &query),
-            2.. if all => block.add::<T, 2, true>(t, tile, &query),
-            _ if all => block.add::<T, 1, true>(t, tile, &query),
-            _ => block.add::<T, 1, false>(t, tile, &query),
-        };
-    }
-}
-
-/// What pairs see of the widened block.
-struct Block {
+/// What pairs see of the widened run.
+struct Stretch {
     scale: f32,
-    /// The first pair.
-    first: usize,
     seen: Range<usize>,
 }
 
-impl Block {
-    /// Adds the seen positions to `P` pairs, which it returns; what happens to a pair does not
-    /// depend on it. `ALL`: all positions are seen.
+/// Scores, then weights, of pairs.
+type Scores<const P: usize> = [[f32; POSITIONS]; P];
+
+impl Stretch {
+    /// Adds the seen positions to some pairs, as many at a time as registers hold the sums of.
     #[inline(always)]
-    fn add<'q, T: Tier, const P: usize, const ALL: bool>(
+    fn pairs<T: Tier>(&self, t: T, tile: &mut Tile, mut pairs: Range<usize>) {
+        let all = self.seen == (0..POSITIONS);
+        while !pairs.is_empty() {
+            let first = pairs.start;
+            pairs.start += match pairs.len() {
+                8.. if T::REGISTERS >= 32 && all => self.add::<T, 8, 2, true>(t, tile, first),
+                8.. if T::REGISTERS >= 32 => self.add::<T, 8, 2, false>(t, tile, first),
+                4.. if all => self.add::<T, 4, 4, true>(t, tile, first),
+                4.. => self.add::<T, 4, 4, false>(t, tile, first),
+                3 if all => self.add::<T, 3, 4, true>(t, tile, first),
+                3 => self.add::<T, 3, 4, false>(t, tile, first),
+                2 if all => self.add::<T, 2, 4, true>(t, tile, first),
+                2 => self.add::<T, 2, 4, false>(t, tile, first),
+                _ if all => self.add::<T, 1, 4, true>(t, tile, first),
+                _ => self.add::<T, 1, 4, false>(t, tile, first),
+            };
+        }
+    }
+
+    /// Adds the seen positions to `P` pairs, which it returns. What happens to a pair does not
+    /// depend on it, nor on `G`, the vectors of keys and values that a pass takes. `ALL`: all
+    /// positions are seen.
+    #[inline(always)]
+    fn add<T: Tier, const P: usize, const G: usize, const ALL: bool>(
         &self,
         t: T,
         tile: &mut Tile,
-        query: &impl Fn(usize) -> &'q [f32],
+        first: usize,
     ) -> usize {
-        let (d, first) = (tile.head_dim, self.first);
-        let mut queries: [&[f32]; P] = [&[]; P];
-        for p in 0..P {
-            queries[p] = &query(first + p)[..d];
+        let blocks =
+            if ALL { 0..RUN } else { self.seen.start / BLOCK..self.seen.end.div_ceil(BLOCK) };
+        let mut scores = [[0.0; POSITIONS]; P];
+        let mut block = blocks.start;
+        while block < blocks.end {
+            block += match blocks.end - block {
+                4.. if G >= 4 => dots::<T, P, 4>(t, tile, (first, block), &mut scores),
+                2.. => dots::<T, P, 2>(t, tile, (first, block), &mut scores),
+                _ => dots::<T, P, 1>(t, tile, (first, block), &mut scores),
+            };
         }
-        let mut sums = [t.splat(0.0); P];
-        for (i, keys) in tile.keys[..d * BLOCK].as_chunks::<BLOCK>().0.iter().enumerate() {
-            let keys = t.load(keys);
-            for p in 0..P {
-                // SAFETY: there are `d` chunks of keys, and each query has `d` elements.
-                let q = unsafe { *queries[p].get_unchecked(i) };
-                sums[p] = t.mul_add(t.splat(q), keys, sums[p]);
-            }
-        }
-        let mut weights = [[0.0; BLOCK]; P];
-        for p in 0..P {
-            t.store(sums[p], &mut weights[p]);
-        }
-        let old = self.soften::<P, ALL>(&mut weights, &mut tile.part);
-        let seen = if ALL { 0..BLOCK } else { self.seen.clone() };
-        let values = &tile.values[..BLOCK * d];
-        let accs = &mut tile.part.acc[first * d..][..P * d];
-        for c in (0..d / LANES * LANES).step_by(LANES) {
-            let mut sums = [t.splat(0.0); P];
-            for p in 0..P {
-                sums[p] = t.mul(t.load(lanes_at(accs, p * d + c)), t.splat(old[p]));
-            }
-            for i in seen.clone() {
-                let v = t.load(lanes_at(values, i * d + c));
-                for p in 0..P {
-                    sums[p] = t.mul_add(t.splat(weights[p][i]), v, sums[p]);
-                }
-            }
-            for p in 0..P {
-                let acc = accs[p * d + c..].first_chunk_mut().expect("whole chunks");
-                t.store(sums[p], acc);
-            }
+        let old = self.soften::<P, ALL>(&mut scores, blocks, first, &mut tile.part);
+        let seen = if ALL { 0..POSITIONS } else { self.seen.clone() };
+        let (d, mut chunk) = (tile.head_dim, 0);
+        while chunk < d / LANES {
+            chunk += match d / LANES - chunk {
+                4.. if G >= 4 => weigh::<T, P, 4>(t, tile, (first, chunk), &scores, (&old, &seen)),
+                2.. => weigh::<T, P, 2>(t, tile, (first, chunk), &scores, (&old, &seen)),
+                _ => weigh::<T, P, 1>(t, tile, (first, chunk), &scores, (&old, &seen)),
+            };
         }
         for c in d / LANES * LANES..d {
             for p in 0..P {
-                let acc = &mut accs[p * d + c];
+                let acc = &mut tile.part.acc[(first + p) * d + c];
                 *acc *= old[p];
                 for i in seen.clone() {
-                    *acc = weights[p][i].mul_add(values[i * d + c], *acc);
+                    *acc = scores[p][i].mul_add(tile.values[i * d + c], *acc);
                 }
             }
         }
@@ -287,29 +288,109 @@ impl Block {
     #[inline(always)]
     fn soften<const P: usize, const ALL: bool>(
         &self,
-        scores: &mut [[f32; BLOCK]; P],
+        scores: &mut Scores<P>,
+        blocks: Range<usize>,
+        first: usize,
         part: &mut Partial,
     ) -> [f32; P] {
-        let before: &mut [f32; P] = part.max[self.first..].first_chunk_mut().expect("all pairs");
-        let totals: &mut [f32; P] = part.sum[self.first..].first_chunk_mut().expect("all pairs");
+        let before: &mut [f32; P] = part.max[first..].first_chunk_mut().expect("all pairs");
+        let totals: &mut [f32; P] = part.sum[first..].first_chunk_mut().expect("all pairs");
         let mut old = [0.0; P];
         for (p, scores) in scores.iter_mut().enumerate() {
-            for (i, score) in scores.iter_mut().enumerate() {
-                let seen = ALL || self.seen.contains(&i);
-                *score = if seen { *score * self.scale } else { f32::NEG_INFINITY };
+            let scores = &mut scores.as_chunks_mut::<BLOCK>().0[blocks.clone()];
+            let mut most = [f32::NEG_INFINITY; BLOCK];
+            for (block, scores) in blocks.clone().zip(scores.iter_mut()) {
+                for (i, score) in scores.iter_mut().enumerate() {
+                    let seen = ALL || self.seen.contains(&(block * BLOCK + i));
+                    *score = if seen { *score * self.scale } else { f32::NEG_INFINITY };
+                    most[i] = larger(most[i], *score);
+                }
             }
-            let max = larger(before[p], largest(*scores));
-            scores.iter_mut().for_each(|score| *score -= max);
+            let max = larger(before[p], largest(most));
             (old[p], before[p]) = (before[p] - max, max);
-        }
-        // Nothing seen before is a maximum of minus infinity: it shrinks to 0.
-        old.iter_mut().for_each(|x| *x = exp(*x));
-        for (p, scores) in scores.iter_mut().enumerate() {
-            scores.iter_mut().for_each(|score| *score = exp(*score));
-            totals[p] = totals[p] * old[p] + sum(*scores);
+            let mut sums = [0.0; BLOCK];
+            for scores in scores {
+                for score in scores.iter_mut() {
+                    *score -= max;
+                }
+                for (sum, score) in sums.iter_mut().zip(scores) {
+                    *score = exp(*score);
+                    *sum += *score;
+                }
+            }
+            // Nothing seen before is a maximum of minus infinity: it shrinks to 0.
+            old[p] = exp(old[p]);
+            totals[p] = totals[p] * old[p] + sum(sums);
         }
         old
     }
+}
+
+/// Scores of `P` pairs and `G` blocks, which it returns.
+#[inline(always)]
+fn dots<T: Tier, const P: usize, const G: usize>(
+    t: T,
+    tile: &Tile,
+    (first, block): (usize, usize),
+    scores: &mut Scores<P>,
+) -> usize {
+    let (d, pairs) = (tile.head_dim, tile.rows * tile.group);
+    let keys: [&[[f32; BLOCK]]; G] = std::array::from_fn(|g| {
+        &tile.keys[(block + g) * BLOCK * d..][..BLOCK * d].as_chunks().0[..d]
+    });
+    let mut sums = [[t.splat(0.0); G]; P];
+    for (i, queries) in tile.queries.chunks_exact(pairs).enumerate() {
+        let queries: &[f32; P] = queries[first..].first_chunk().expect("all pairs");
+        let keys: [T::F; G] = std::array::from_fn(|g| t.load(&keys[g][i]));
+        for p in 0..P {
+            let q = t.splat(queries[p]);
+            for g in 0..G {
+                sums[p][g] = t.mul_add(q, keys[g], sums[p][g]);
+            }
+        }
+    }
+    for p in 0..P {
+        for g in 0..G {
+            t.store(sums[p][g], &mut scores[p].as_chunks_mut().0[block + g]);
+        }
+    }
+    G
+}
+
+/// Adds the weighted values of `G` vectors of columns, which it returns, to `P` pairs.
+#[inline(always)]
+fn weigh<T: Tier, const P: usize, const G: usize>(
+    t: T,
+    tile: &mut Tile,
+    (first, chunk): (usize, usize),
+    weights: &Scores<P>,
+    (old, seen): (&[f32; P], &Range<usize>),
+) -> usize {
+    let d = tile.head_dim;
+    let accs = &mut tile.part.acc[first * d..][..P * d];
+    let place = |p: usize, g: usize| p * d + (chunk + g) * LANES;
+    let mut sums = [[t.splat(0.0); G]; P];
+    for p in 0..P {
+        for g in 0..G {
+            sums[p][g] = t.mul(t.load(lanes_at(accs, place(p, g))), t.splat(old[p]));
+        }
+    }
+    for i in seen.clone() {
+        let row = &tile.values[i * d + chunk * LANES..][..G * LANES].as_chunks().0[..G];
+        let values: [T::F; G] = std::array::from_fn(|g| t.load(&row[g]));
+        for p in 0..P {
+            let weight = t.splat(weights[p][i]);
+            for g in 0..G {
+                sums[p][g] = t.mul_add(weight, values[g], sums[p][g]);
+            }
+        }
+    }
+    for p in 0..P {
+        for g in 0..G {
+            t.store(sums[p][g], accs[place(p, g)..].first_chunk_mut().expect("whole chunks"));
+        }
+    }
+    G
 }
 
 /// The largest of a block's scores, halves against each other.

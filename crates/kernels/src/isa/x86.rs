@@ -54,6 +54,7 @@ struct Avx512(());
 // have the features; loads and stores cover sixteen lanes.
 impl Tier for Avx2 {
     type F = [__m256; 2];
+    const REGISTERS: usize = 8;
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         // SAFETY: see above.
@@ -81,6 +82,15 @@ impl Tier for Avx2 {
         }
     }
     #[inline(always)]
+    fn bytes(self, x: &[u8; LANES]) -> Self::F {
+        // SAFETY: see above.
+        unsafe {
+            let bytes = _mm_loadu_si128(x.as_ptr().cast());
+            let wide = |x| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));
+            [wide(bytes), wide(_mm_srli_si128::<8>(bytes))]
+        }
+    }
+    #[inline(always)]
     fn mul(self, a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: see above.
         unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
@@ -94,6 +104,7 @@ impl Tier for Avx2 {
 
 impl Tier for Avx512 {
     type F = __m512;
+    const REGISTERS: usize = 32;
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         // SAFETY: see above.
@@ -121,6 +132,11 @@ impl Tier for Avx512 {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))
         }
+    }
+    #[inline(always)]
+    fn bytes(self, x: &[u8; LANES]) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
     }
     #[inline(always)]
     fn mul(self, a: Self::F, b: Self::F) -> Self::F {

@@ -7,29 +7,32 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::activations::{Factors, TERMS};
+use super::activations::{SPAN, Sums, Terms, Token};
 use super::packed::{BLOCK, GROUP, STEPS, integer_bytes, nibble_step};
+use super::panel::{GROUPS, Panel, Row};
 use super::{Activations, Slab};
 use crate::Format;
 
-/// Most tokens that share the integers of a block: their sums stay in registers.
+/// Tokens from which unpacking weights once for all of them pays.
+const PANEL_TOKENS: usize = 5;
+/// Most tokens that meet a panel at once.
 const TOKENS: usize = 8;
 /// How far ahead of a single token's products weights are fetched, in bytes.
 const AHEAD: usize = 2048;
 
 /// Computes a slab.
-pub(super) fn run(slab: &Slab<'_>, activations: &Activations) {
+pub(super) fn run(slab: &Slab<'_>, activations: &Activations, panel: &mut Panel) {
     // SAFETY: dispatch chose this tier, which Isa::detect() found.
     unsafe {
         match slab.format {
-            Format::Q4_0 => groups::<Nibbles, OneScale<-8>>(slab, activations),
-            Format::Q4_1 => groups::<Nibbles, ScaleAndMinimum>(slab, activations),
-            Format::Q5_0 => groups::<FiveBits, OneScale<-16>>(slab, activations),
-            Format::Q5_1 => groups::<FiveBits, ScaleAndMinimum>(slab, activations),
-            Format::Q8_0 => groups::<Bytes, OneScale<-128>>(slab, activations),
-            Format::Q4_K => groups::<Nibbles, ScaledScales>(slab, activations),
-            Format::Q5_K => groups::<FiveBits, ScaledScales>(slab, activations),
-            Format::Q6_K => groups::<SixBits, HalfScales>(slab, activations),
+            Format::Q4_0 => groups::<Nibbles, OneScale<-8>>(slab, activations, panel),
+            Format::Q4_1 => groups::<Nibbles, ScaleAndMinimum>(slab, activations, panel),
+            Format::Q5_0 => groups::<FiveBits, OneScale<-16>>(slab, activations, panel),
+            Format::Q5_1 => groups::<FiveBits, ScaleAndMinimum>(slab, activations, panel),
+            Format::Q8_0 => groups::<Bytes, OneScale<-128>>(slab, activations, panel),
+            Format::Q4_K => groups::<Nibbles, ScaledScales>(slab, activations, panel),
+            Format::Q5_K => groups::<FiveBits, ScaledScales>(slab, activations, panel),
+            Format::Q6_K => groups::<SixBits, HalfScales>(slab, activations, panel),
             Format::F32 | Format::F16 | Format::BF16 => unreachable!("dense formats go elsewhere"),
         }
     }
@@ -56,146 +59,320 @@ trait Scales {
 /// # Safety
 /// The machine has this tier; groups and tokens are in bounds.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-unsafe fn groups<I: Integers, S: Scales>(slab: &Slab<'_>, activations: &Activations) {
-    for tokens in slab.token_blocks(slab.cols / BLOCK * Activations::BLOCK_BYTES) {
-        for group in slab.groups.clone() {
-            let work = Group { slab, group, activations };
-            // SAFETY: features are those of this function; the group is the slab's own.
-            unsafe { work.tokens::<I, S>(tokens.clone()) };
+unsafe fn groups<I: Integers, S: Scales>(
+    slab: &Slab<'_>,
+    activations: &Activations,
+    panel: &mut Panel,
+) {
+    // SAFETY: features are those of this function; groups are the slab's own.
+    unsafe {
+        if slab.tokens < PANEL_TOKENS {
+            let work = Few { slab, activations };
+            return slab.groups.clone().for_each(|group| work.group::<I, S>(group));
+        }
+        panel.size(slab.format, slab.cols);
+        for tokens in slab.token_blocks(slab.cols / BLOCK * Activations::BLOCK_BYTES) {
+            let mut work = Many { slab, activations, panel, tokens };
+            let mut group = slab.groups.start;
+            while group < slab.groups.end {
+                group += match slab.groups.end - group {
+                    GROUPS.. => work.groups::<I, S, GROUPS>(group),
+                    _ => work.groups::<I, S, 1>(group),
+                };
+            }
         }
     }
 }
 
-/// Sixteen rows.
-struct Group<'a> {
+/// Products with many tokens: weights are unpacked once.
+struct Many<'a> {
     slab: &'a Slab<'a>,
-    group: usize,
     activations: &'a Activations,
+    panel: &'a mut Panel,
+    tokens: Range<usize>,
 }
 
-impl Group<'_> {
-    /// # Safety
-    /// The machine has this tier; groups and tokens are in bounds.
-    #[inline(always)]
-    unsafe fn tokens<I: Integers, S: Scales>(&self, tokens: Range<usize>) {
-        let mut token = tokens.start;
-        while token < tokens.end {
-            // SAFETY: the caller has the features; groups and tokens are the slab's.
-            token += unsafe {
-                match tokens.end - token {
-                    TOKENS.. => self.products::<I, S, TOKENS>(token),
-                    4.. => self.products::<I, S, 4>(token),
-                    2.. => self.products::<I, S, 2>(token),
-                    _ => self.products::<I, S, 1>(token),
-                }
-            };
-        }
-    }
-
-    /// Products with `T` tokens from `token`, which it returns; the same result for every `T`:
-    /// sums of integers are exact, and those of scaled ones have one order.
+impl Many<'_> {
+    /// Computes `G` groups, and returns `G`.
     ///
     /// # Safety
     /// The machine has this tier; groups and tokens are in bounds.
     #[inline(always)]
-    unsafe fn products<I: Integers, S: Scales, const T: usize>(&self, token: usize) -> usize {
-        let slab = self.slab;
-        let (bytes, blocks) = (slab.group(self.group), slab.cols / BLOCK);
-        let size = integer_bytes(slab.format);
-        let inputs: [Input<'_>; T] = std::array::from_fn(|t| {
-            let input = self.activations.token(token + t);
-            Input { terms: input.terms.as_ptr().cast(), factors: &input.factors[..blocks] }
-        });
-        // SAFETY: the caller has the features; blocks are within the group and the activations.
+    unsafe fn groups<I: Integers, S: Scales, const G: usize>(&mut self, group: usize) -> usize {
+        // SAFETY: the caller has the features; groups and tokens are the slab's.
+        unsafe {
+            for place in 0..G {
+                self.unpack::<I, S>(place, group + place);
+            }
+            let mut token = self.tokens.start;
+            while token < self.tokens.end {
+                let side = self.activations.width() - token % self.activations.width();
+                token += match side.min(self.tokens.end - token) {
+                    TOKENS.. => self.tile::<S, G, TOKENS>(group, token),
+                    4.. => self.tile::<S, G, 4>(group, token),
+                    2.. => self.tile::<S, G, 2>(group, token),
+                    _ => self.tile::<S, G, 1>(group, token),
+                };
+            }
+        }
+        G
+    }
+
+    /// # Safety
+    /// As for [`Many::groups`].
+    #[inline(always)]
+    unsafe fn unpack<I: Integers, S: Scales>(&mut self, place: usize, group: usize) {
+        let (bytes, blocks) = (self.slab.group(group), self.panel.blocks);
+        let size = integer_bytes(self.slab.format);
+        // SAFETY: the caller has the features; blocks are within the group, and the panel was
+        // sized for them.
         unsafe {
             let scales = bytes.as_ptr().add(blocks * size);
-            let mut sums = [_mm512_setzero_ps(); T];
+            let at = self.panel.at(place, 0);
+            let w = self.panel.w.as_mut_ptr().add(at * STEPS);
+            let d = self.panel.d.as_mut_ptr().add(at * S::PARTS);
+            let m = self.panel.m.as_mut_ptr().add(at * S::PARTS);
             for b in 0..blocks {
-                let at = bytes.as_ptr().add(b * size);
-                if T == 1 {
-                    // Beyond the group's end lies the next one, or nothing that harms.
-                    for line in (0..size).step_by(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line).cast());
+                let steps = I::steps(bytes.as_ptr().add(b * size));
+                for (s, step) in steps.into_iter().enumerate() {
+                    _mm512_store_si512(w.add(b * STEPS + s).cast(), step);
+                }
+                for (part, [of_w, alone]) in S::of(scales, b)[..S::PARTS].iter().enumerate() {
+                    _mm512_store_ps(d.add(b * S::PARTS + part).cast(), *of_w);
+                    _mm512_store_ps(m.add(b * S::PARTS + part).cast(), *alone);
+                }
+            }
+        }
+    }
+
+    /// Products of the panel's first `G` groups with `T` tokens side by side; returns `T`. An
+    /// activation is spread over a register once for all groups: with one from memory in each
+    /// product, loads would take longer than products.
+    ///
+    /// # Safety
+    /// As for [`Many::groups`].
+    #[inline(always)]
+    unsafe fn tile<S: Scales, const G: usize, const T: usize>(
+        &self,
+        group: usize,
+        token: usize,
+    ) -> usize {
+        let (panel, input) = (&*self.panel, self.activations.token(token));
+        let (blocks, width) = (panel.blocks, input.width);
+        let ahead = self.slab.weight.as_ptr().wrapping_add((group + G) * self.slab.group_bytes());
+        let size = if token == self.tokens.start { integer_bytes(self.slab.format) } else { 0 };
+        // SAFETY: the caller has the features; blocks are the panel's, tokens lie side by side.
+        unsafe {
+            let zero = _mm512_setzero_ps();
+            let mut sums = [[zero; G]; T];
+            for first in (0..blocks).step_by(SPAN) {
+                let mut span = [[zero; G]; T];
+                for b in first..blocks.min(first + SPAN) {
+                    for place in 0..G {
+                        // The next groups, on their way to the cache while these are in use.
+                        let next = ahead.wrapping_add(place * self.slab.group_bytes() + b * size);
+                        for line in (0..size).step_by(64) {
+                            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line).cast());
+                        }
+                    }
+                    let terms = input.terms.as_ptr().add(b * width);
+                    let of_token = input.sums.as_ptr().add(b * width);
+                    for part in 0..S::PARTS {
+                        let steps = part * STEPS / S::PARTS..(part + 1) * STEPS / S::PARTS;
+                        let integers = panel_integers::<G, T>(panel, b, terms, steps);
+                        for t in 0..T {
+                            let sum = _mm512_set1_ps(sum_of::<S>(of_token.add(t), part));
+                            for g in 0..G {
+                                let at = panel.at(g, b) * S::PARTS + part;
+                                let d = row(panel.d.as_ptr().add(at));
+                                let m = row(panel.m.as_ptr().add(at));
+                                let value = _mm512_cvtepi32_ps(integers[t][g]);
+                                span[t][g] = _mm512_fmadd_ps(value, d, span[t][g]);
+                                span[t][g] = _mm512_fmadd_ps(m, sum, span[t][g]);
+                            }
+                        }
                     }
                 }
-                let (w, scales) = (I::steps(at), S::of(scales, b));
-                for part in 0..S::PARTS {
-                    let steps = part * STEPS / S::PARTS..(part + 1) * STEPS / S::PARTS;
-                    let integers = integers::<T>(&w, &inputs, b, steps);
-                    let [d, m] = scales[part];
-                    for t in 0..T {
-                        let factors = inputs[t].factors.get_unchecked(b);
-                        let sum = if S::PARTS == 1 { factors.sum } else { factors.halves[part] };
-                        let factor = _mm512_mul_ps(d, _mm512_set1_ps(factors.scale));
-                        let value = _mm512_cvtepi32_ps(integers[t]);
-                        sums[t] = _mm512_fmadd_ps(value, factor, sums[t]);
-                        sums[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), sums[t]);
+                let scales = input.scales.as_ptr().add(first / SPAN * width);
+                for t in 0..T {
+                    let scale = _mm512_set1_ps(*scales.add(t));
+                    for g in 0..G {
+                        sums[t][g] = _mm512_fmadd_ps(span[t][g], scale, sums[t][g]);
                     }
                 }
             }
             for t in 0..T {
-                let mut values = [0.0; GROUP];
-                _mm512_storeu_ps(values.as_mut_ptr(), sums[t]);
-                slab.sink.store(token + t, self.group, &values);
+                for g in 0..G {
+                    let mut values = [0.0; GROUP];
+                    _mm512_storeu_ps(values.as_mut_ptr(), sums[t][g]);
+                    self.slab.sink.store(token + t, group + g, &values);
+                }
             }
         }
         T
     }
 }
 
-/// A token's activations: `[blocks, TERMS, 32]` integers, and what they are multiplied by.
-#[derive(Clone, Copy)]
-struct Input<'a> {
-    terms: *const i8,
-    factors: &'a [Factors],
-}
-
-/// Integer products of `T` tokens over some steps of block `b`.
+/// Integer products of `G` groups and `T` tokens over some steps of block `b`.
 ///
 /// # Safety
-/// The machine has this tier; the inputs have block `b`.
+/// The machine has this tier; the panel has block `b` of the groups, `terms` points to as many
+/// blocks of tokens side by side.
+#[inline(always)]
+unsafe fn panel_integers<const G: usize, const T: usize>(
+    panel: &Panel,
+    b: usize,
+    terms: *const Terms,
+    steps: Range<usize>,
+) -> [[__m512i; G]; T] {
+    // SAFETY: by contract.
+    unsafe {
+        let mut sums = [[_mm512_setzero_si512(); G]; T];
+        for low in [false, true] {
+            if low {
+                for sums in sums.as_flattened_mut() {
+                    *sums = _mm512_slli_epi32(*sums, 8);
+                }
+            }
+            for step in steps.clone() {
+                let w: [__m512i; G] = std::array::from_fn(|g| {
+                    let at = panel.w.as_ptr().add(panel.at(g, b) * STEPS + step);
+                    _mm512_load_si512(at.cast())
+                });
+                for (t, sums) in sums.iter_mut().enumerate() {
+                    let x = _mm512_set1_epi32(four(terms.add(t), low, step));
+                    for g in 0..G {
+                        sums[g] = _mm512_dpbusd_epi32(sums[g], w[g], x);
+                    }
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// Four columns of a token's term.
+///
+/// # Safety
+/// There is a block at `terms`.
+#[inline(always)]
+unsafe fn four(terms: *const Terms, low: bool, step: usize) -> i32 {
+    // SAFETY: by contract; a term has four columns for each step.
+    unsafe { terms.cast::<i32>().add(usize::from(low) * STEPS + step).read() }
+}
+
+/// # Safety
+/// There are a block's sums.
+#[inline(always)]
+unsafe fn sum_of<S: Scales>(sums: *const Sums, part: usize) -> f32 {
+    // SAFETY: by contract.
+    unsafe { if S::PARTS == 1 { (*sums).all } else { (*sums).halves[part] } }
+}
+
+/// # Safety
+/// The machine has this tier, and a row is there.
+#[inline(always)]
+unsafe fn row(at: *const Row) -> __m512 {
+    // SAFETY: by contract.
+    unsafe { _mm512_load_ps(at.cast()) }
+}
+
+/// Products with a few tokens: weights are unpacked in registers, as they come from memory.
+struct Few<'a> {
+    slab: &'a Slab<'a>,
+    activations: &'a Activations,
+}
+
+impl Few<'_> {
+    /// # Safety
+    /// The machine has this tier; the group is in bounds.
+    #[inline(always)]
+    unsafe fn group<I: Integers, S: Scales>(&self, group: usize) {
+        // SAFETY: the caller has the features; all tokens lie side by side.
+        unsafe {
+            match self.slab.tokens {
+                1 => self.products::<I, S, 1>(group),
+                2 => self.products::<I, S, 2>(group),
+                3 => self.products::<I, S, 3>(group),
+                _ => self.products::<I, S, 4>(group),
+            }
+        }
+    }
+
+    /// Products with `T` tokens: the same operations as for many.
+    ///
+    /// # Safety
+    /// The machine has this tier; the group is in bounds, and there are `T` tokens.
+    #[inline(always)]
+    unsafe fn products<I: Integers, S: Scales, const T: usize>(&self, group: usize) {
+        let slab = self.slab;
+        let (bytes, blocks) = (slab.group(group), slab.cols / BLOCK);
+        let size = integer_bytes(slab.format);
+        let Token { terms, sums: of_tokens, scales: of_spans, .. } = self.activations.token(0);
+        // SAFETY: the caller has the features; blocks are within the group and the activations,
+        // where `T` tokens lie side by side.
+        unsafe {
+            let scales = bytes.as_ptr().add(blocks * size);
+            let mut sums = [_mm512_setzero_ps(); T];
+            for first in (0..blocks).step_by(SPAN) {
+                let mut span = [_mm512_setzero_ps(); T];
+                for b in first..blocks.min(first + SPAN) {
+                    let at = bytes.as_ptr().add(b * size);
+                    // Beyond the group's end lies the next one, or nothing that harms.
+                    for line in (0..size).step_by(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line).cast());
+                    }
+                    let (w, scales) = (I::steps(at), S::of(scales, b));
+                    let terms = terms.as_ptr().add(b * T);
+                    for part in 0..S::PARTS {
+                        let steps = part * STEPS / S::PARTS..(part + 1) * STEPS / S::PARTS;
+                        let integers = integers::<T>(&w, terms, steps);
+                        let [d, m] = scales[part];
+                        for t in 0..T {
+                            let sum = sum_of::<S>(of_tokens.as_ptr().add(b * T + t), part);
+                            let value = _mm512_cvtepi32_ps(integers[t]);
+                            span[t] = _mm512_fmadd_ps(value, d, span[t]);
+                            span[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), span[t]);
+                        }
+                    }
+                }
+                for t in 0..T {
+                    let scale = _mm512_set1_ps(*of_spans.as_ptr().add(first / SPAN * T + t));
+                    sums[t] = _mm512_fmadd_ps(span[t], scale, sums[t]);
+                }
+            }
+            for (t, sums) in sums.into_iter().enumerate() {
+                let mut values = [0.0; GROUP];
+                _mm512_storeu_ps(values.as_mut_ptr(), sums);
+                slab.sink.store(t, group, &values);
+            }
+        }
+    }
+}
+
+/// Integer products of `T` tokens over some steps of a block. With few tokens a chain of sums is
+/// what takes time: the terms get one each.
+///
+/// # Safety
+/// The machine has this tier; `terms` points to a block of `T` tokens side by side.
 #[inline(always)]
 unsafe fn integers<const T: usize>(
     w: &[__m512i; STEPS],
-    inputs: &[Input<'_>; T],
-    b: usize,
+    terms: *const Terms,
     steps: Range<usize>,
 ) -> [__m512i; T] {
-    // SAFETY: the caller has the features; four columns are loaded, of block `b`.
+    // SAFETY: by contract.
     unsafe {
-        let four = |t: usize, term: usize, step: usize| {
-            let at = inputs[t].terms.add((b * TERMS + term) * BLOCK + step * 4);
-            at.cast::<i32>().read_unaligned()
-        };
-        let mut sums = [_mm512_setzero_si512(); T];
-        for step in steps.clone() {
-            for t in 0..T {
-                sums[t] =
-                    _mm512_dpbusd_epi32(sums[t], w[step], _mm512_set1_epi32(four(t, 0, step)));
-            }
-        }
-        if TERMS == 1 {
-            return sums;
-        }
-        // With few tokens a chain of sums is what takes time: the terms get one each.
-        let mut low = [_mm512_setzero_si512(); T];
-        if T > 2 {
-            for t in 0..T {
-                low[t] = _mm512_slli_epi32(sums[t], 8);
-            }
-        }
+        let mut sums = [[_mm512_setzero_si512(); 2]; T];
         for step in steps {
-            for t in 0..T {
-                let x = _mm512_set1_epi32(four(t, TERMS - 1, step));
-                low[t] = _mm512_dpbusd_epi32(low[t], w[step], x);
+            for (t, sums) in sums.iter_mut().enumerate() {
+                for (low, sum) in sums.iter_mut().enumerate() {
+                    let x = _mm512_set1_epi32(four(terms.add(t), low == 1, step));
+                    *sum = _mm512_dpbusd_epi32(*sum, w[step], x);
+                }
             }
         }
-        if T <= 2 {
-            for t in 0..T {
-                low[t] = _mm512_add_epi32(low[t], _mm512_slli_epi32(sums[t], 8));
-            }
-        }
-        low
+        sums.map(|[high, low]| _mm512_add_epi32(_mm512_slli_epi32(high, 8), low))
     }
 }
 

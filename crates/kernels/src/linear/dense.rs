@@ -1,30 +1,74 @@
 //! F32, F16 and BF16 weights with f32 activations: sixteen rows at a time, column by column.
 
-use super::Slab;
+use std::ops::Range;
+
+use pomona_device::{Pool, split};
+
 use super::packed::GROUP;
+use super::{Shared, Slab};
 use crate::Format;
 use crate::isa::{Kernel, Tier};
 
-/// Most tokens that share a pass over a group: their sums stay in registers.
-const TOKENS: usize = 8;
+/// Most tokens that lie side by side.
+const TILE: usize = 16;
+/// Tokens below which bringing them side by side is not worth a join.
+const JOIN_TOKENS: usize = 16;
 
 pub(super) fn is_dense(format: Format) -> bool {
     matches!(format, Format::F32 | Format::F16 | Format::BF16)
 }
 
+/// Activations of up to sixteen tokens side by side: what a column's products need lies together,
+/// however long a row is. Memory is kept from call to call.
+#[derive(Default)]
+pub(crate) struct Tiles {
+    /// `[tiles, cols, width]`.
+    values: Vec<f32>,
+    width: usize,
+}
+
+impl Tiles {
+    /// Brings `x: [tokens, cols]` side by side.
+    pub(super) fn fill(&mut self, pool: &Pool, x: &[f32], cols: usize) {
+        let tokens = x.len() / cols;
+        let width = tokens.min(TILE);
+        let tiles = tokens.div_ceil(width);
+        self.width = width;
+        self.values.resize(tiles * cols * width, 0.0);
+        let values = Shared(self.values.as_mut_ptr());
+        let fill = |tile: usize| {
+            // SAFETY: each worker has its own tiles, within the vector just sized.
+            let values = unsafe {
+                std::slice::from_raw_parts_mut(values.at(tile * cols * width), cols * width)
+            };
+            let rows = x[tile * width * cols..].chunks_exact(cols).take(width);
+            for (token, row) in rows.enumerate() {
+                for (value, place) in row.iter().zip(values[token..].iter_mut().step_by(width)) {
+                    *place = *value;
+                }
+            }
+        };
+        if tokens < JOIN_TOKENS {
+            (0..tiles).for_each(fill);
+        } else {
+            pool.run(&|worker| split(tiles, 1, pool.threads(), worker).for_each(fill));
+        }
+    }
+}
+
 /// A worker's groups of rows.
 pub(super) struct Dense<'a> {
     pub(super) slab: &'a Slab<'a>,
-    pub(super) x: &'a [f32],
+    pub(super) x: &'a Tiles,
 }
 
 impl Kernel for Dense<'_> {
     #[inline(always)]
     fn run<T: Tier>(self, t: T) {
         match self.slab.format {
-            Format::F32 => self.groups::<T, F32>(t),
-            Format::F16 => self.groups::<T, F16>(t),
-            _ => self.groups::<T, BF16>(t),
+            Format::F32 => self.all::<T, F32>(t),
+            Format::F16 => self.all::<T, F16>(t),
+            _ => self.all::<T, BF16>(t),
         }
     }
 }
@@ -68,49 +112,84 @@ impl Number for BF16 {
 
 impl Dense<'_> {
     #[inline(always)]
-    fn groups<T: Tier, N: Number>(&self, t: T) {
+    fn all<T: Tier, N: Number>(&self, t: T) {
         let slab = self.slab;
         for tokens in slab.token_blocks(slab.cols * size_of::<f32>()) {
-            for group in slab.groups.clone() {
-                let mut token = tokens.start;
-                while token < tokens.end {
-                    token += match tokens.end - token {
-                        TOKENS.. => self.products::<T, N, TOKENS>(t, group, token),
-                        4.. => self.products::<T, N, 4>(t, group, token),
-                        2.. => self.products::<T, N, 2>(t, group, token),
-                        _ => self.products::<T, N, 1>(t, group, token),
-                    };
-                }
+            let mut group = slab.groups.start;
+            while group < slab.groups.end {
+                group += match slab.groups.end - group {
+                    // One token: chains of sums, one for each group, are what takes time.
+                    4.. if slab.tokens == 1 => self.products::<T, N, 4, 1>(t, group, 0),
+                    2.. if T::REGISTERS >= 32 => self.groups::<T, N, 2>(t, group, &tokens),
+                    _ => self.groups::<T, N, 1>(t, group, &tokens),
+                };
             }
         }
     }
 
-    /// A group with `K` tokens from `token`; the same operations for every `K`, which it returns.
+    /// Computes `G` groups, and returns `G`.
     #[inline(always)]
-    fn products<T: Tier, N: Number, const K: usize>(
+    fn groups<T: Tier, N: Number, const G: usize>(
+        &self,
+        t: T,
+        group: usize,
+        tokens: &Range<usize>,
+    ) -> usize {
+        let mut token = tokens.start;
+        while token < tokens.end {
+            let side = self.x.width - token % self.x.width;
+            let count = match side.min(tokens.end - token) {
+                8.. => 8,
+                4.. => 4,
+                2.. => 2,
+                _ => 1,
+            };
+            match count {
+                8 => self.products::<T, N, G, 8>(t, group, token),
+                4 => self.products::<T, N, G, 4>(t, group, token),
+                2 => self.products::<T, N, G, 2>(t, group, token),
+                _ => self.products::<T, N, G, 1>(t, group, token),
+            };
+            token += count;
+        }
+        G
+    }
+
+    /// `G` groups with `K` tokens side by side; the same operations for all of either. Returns `G`.
+    #[inline(always)]
+    fn products<T: Tier, N: Number, const G: usize, const K: usize>(
         &self,
         t: T,
         group: usize,
         token: usize,
     ) -> usize {
-        let cols = self.slab.cols;
-        let weights = &self.slab.group(group)[..cols * GROUP * N::BYTES];
-        let x: [&[f32]; K] = std::array::from_fn(|k| &self.x[(token + k) * cols..][..cols]);
-        let mut sums = [t.splat(0.0); K];
-        for (col, bytes) in weights.chunks_exact(GROUP * N::BYTES).enumerate() {
-            let wide = N::wide(t, bytes);
+        let (cols, width) = (self.slab.cols, self.x.width);
+        let weights: [&[u8]; G] = std::array::from_fn(|g| self.slab.group(group + g));
+        let tile = &self.x.values[token / width * cols * width..][..cols * width];
+        let mut sums = [[t.splat(0.0); G]; K];
+        for (col, x) in tile.chunks_exact(width).enumerate() {
+            let x: &[f32; K] = x[token % width..].first_chunk().expect("tokens side by side");
+            let at = col * GROUP * N::BYTES;
+            let wide: [T::F; G] = std::array::from_fn(|g| {
+                // SAFETY: a group has as many bytes for each column.
+                let bytes = unsafe { weights[g].get_unchecked(at..at + GROUP * N::BYTES) };
+                N::wide(t, bytes)
+            });
             for k in 0..K {
-                // SAFETY: there are `cols` chunks, and each token has `cols` activations.
-                let x = unsafe { *x[k].get_unchecked(col) };
-                sums[k] = t.mul_add(wide, t.splat(x), sums[k]);
+                let x = t.splat(x[k]);
+                for g in 0..G {
+                    sums[k][g] = t.mul_add(wide[g], x, sums[k][g]);
+                }
             }
         }
         for (k, sums) in sums.into_iter().enumerate() {
-            let mut values = [0.0; GROUP];
-            t.store(sums, &mut values);
-            // SAFETY: the slab's own groups, and tokens within the output's.
-            unsafe { self.slab.sink.store(token + k, group, &values) };
+            for (g, sums) in sums.into_iter().enumerate() {
+                let mut values = [0.0; GROUP];
+                t.store(sums, &mut values);
+                // SAFETY: the slab's own groups, and tokens within the output's.
+                unsafe { self.slab.sink.store(token + k, group + g, &values) };
+            }
         }
-        K
+        G
     }
 }

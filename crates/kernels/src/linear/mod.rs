@@ -12,22 +12,33 @@ mod activations;
 mod avx512;
 mod dense;
 pub(crate) mod packed;
+mod panel;
 mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
-pub(crate) use activations::Activations;
+use activations::Activations;
 use packed::GROUP;
+use panel::Panel;
 use pomona_device::Pool;
 
 use crate::{Format, Isa, Write};
 
 /// Bytes of activations that stay in a core's cache while all groups of rows pass over them.
-const CACHED: usize = 768 << 10;
+const CACHED: usize = 256 << 10;
 /// Tokens up to which the bytes of weights, not the products, take the time.
 const FEW_TOKENS: usize = 8;
+
+/// Reused memory: quantised activations, unpacked weights for each worker.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    activations: Activations,
+    tiles: dense::Tiles,
+    panels: Vec<Mutex<Panel>>,
+}
 
 /// One product of a join.
 pub(crate) struct Part<'a> {
@@ -51,11 +62,16 @@ pub(crate) struct Slab<'a> {
 }
 
 impl Slab<'_> {
+    /// Bytes of a packed group.
+    #[inline(always)]
+    fn group_bytes(&self) -> usize {
+        packed::group_bytes(self.format, self.cols)
+    }
+
     /// The packed bytes of a group.
     #[inline(always)]
     fn group(&self, group: usize) -> &[u8] {
-        let bytes = packed::group_bytes(self.format, self.cols);
-        &self.weight[group * bytes..][..bytes]
+        &self.weight[group * self.group_bytes()..][..self.group_bytes()]
     }
 
     /// Ranges of tokens whose activations, `bytes` each, fit into a core's cache.
@@ -89,17 +105,26 @@ impl Sink<'_> {
     unsafe fn store(&self, token: usize, group: usize, values: &[f32; GROUP]) {
         let first = group * GROUP;
         let count = GROUP.min(self.rows - first);
-        // SAFETY: in bounds by contract, and nobody else's.
-        let out = unsafe {
-            std::slice::from_raw_parts_mut(self.out.add(token * self.rows + first), count)
-        };
         let mut values = *values;
         if let Some(bias) = self.bias {
             values.iter_mut().zip(&bias[first..]).for_each(|(value, bias)| *value += bias);
         }
+        // SAFETY: in bounds by contract, and nobody else's.
+        let out = unsafe {
+            std::slice::from_raw_parts_mut(self.out.add(token * self.rows + first), count)
+        };
+        // A length that is known makes it one store.
+        match <&mut [f32; GROUP]>::try_from(&mut *out) {
+            Ok(out) => self.put(out, &values),
+            Err(_) => self.put(out, &values[..count]),
+        }
+    }
+
+    #[inline(always)]
+    fn put(&self, out: &mut [f32], values: &[f32]) {
         match self.write {
-            Write::Set => out.copy_from_slice(&values[..count]),
-            Write::Add => out.iter_mut().zip(&values).for_each(|(out, value)| *out += value),
+            Write::Set => out.copy_from_slice(values),
+            Write::Add => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
         }
     }
 }
@@ -111,9 +136,9 @@ pub(crate) fn linear(
     x: &[f32],
     cols: usize,
     parts: &mut [Part<'_>],
-    how: (Write, &mut Activations),
+    how: (Write, &mut Workspace),
 ) {
-    let (write, activations) = how;
+    let (write, Workspace { activations, tiles, panels }) = how;
     let tokens = x.len() / cols;
     if tokens == 0 {
         return;
@@ -121,7 +146,11 @@ pub(crate) fn linear(
     if parts.iter().any(|p| !dense::is_dense(p.format)) {
         activations.quantise(pool, isa, x, cols);
     }
-    let activations = &*activations;
+    if parts.iter().any(|p| dense::is_dense(p.format)) {
+        tiles.fill(pool, x, cols);
+    }
+    panels.resize_with(pool.threads().max(panels.len()), Mutex::default);
+    let (activations, tiles, panels) = (&*activations, &*tiles, &*panels);
     let slabs: Vec<Slab<'_>> = parts
         .iter_mut()
         .map(|part| {
@@ -144,25 +173,27 @@ pub(crate) fn linear(
         let border = |worker: usize| total * worker / pool.threads();
         let (start, end) = (border(worker), border(worker + 1));
         let mut before = 0;
+        let mut panel = panels[worker].lock().unwrap_or_else(PoisonError::into_inner);
         for slab in &slabs {
             let (each, count) = (cost(slab), slab.groups.end);
             let group = |at: usize| at.saturating_sub(before).div_ceil(each).min(count);
             let groups = group(start)..group(end);
             before += count * each;
             if !groups.is_empty() {
-                run_slab(isa, &Slab { groups, ..*slab }, x, activations);
+                run_slab(isa, &Slab { groups, ..*slab }, (activations, tiles), &mut panel);
             }
         }
     });
 }
 
-fn run_slab(isa: Isa, slab: &Slab<'_>, x: &[f32], activations: &Activations) {
+fn run_slab(isa: Isa, slab: &Slab<'_>, x: (&Activations, &dense::Tiles), panel: &mut Panel) {
+    let (activations, tiles) = x;
     if dense::is_dense(slab.format) {
-        isa.run(dense::Dense { slab, x });
+        isa.run(dense::Dense { slab, x: tiles });
     } else if isa == Isa::Avx512 {
-        avx512::run(slab, activations);
+        avx512::run(slab, activations, panel);
     } else {
-        isa.run(reference::Quantised { slab, activations });
+        isa.run(reference::Quantised { slab, activations, panel });
     }
 }
 

@@ -2,85 +2,83 @@
 
 use std::ops::Range;
 
-use super::activations::{TERMS, Token};
-use super::packed::{BLOCK, Block, GROUP, STEPS};
+use super::activations::{SPAN, Terms, Token};
+use super::packed::{BLOCK, GROUP, STEPS};
+use super::panel::Panel;
 use super::{Activations, Slab};
-use crate::Format;
 use crate::isa::{Kernel, Tier};
 
 /// A worker's groups of rows, one after the other.
 pub(super) struct Quantised<'a> {
     pub(super) slab: &'a Slab<'a>,
     pub(super) activations: &'a Activations,
+    pub(super) panel: &'a mut Panel,
 }
 
 impl Kernel for Quantised<'_> {
     #[inline(always)]
     fn run<T: Tier>(self, _: T) {
-        let slab = self.slab;
+        let Quantised { slab, activations, panel } = self;
+        panel.size(slab.format, slab.cols);
         for tokens in slab.token_blocks(slab.cols / BLOCK * Activations::BLOCK_BYTES) {
             for group in slab.groups.clone() {
-                self.group(group, tokens.clone());
+                panel.unpack(slab.format, 0, slab.group(group));
+                for token in tokens.clone() {
+                    let values = products(panel, activations.token(token));
+                    // SAFETY: the slab's own groups, and tokens within the output's.
+                    unsafe { slab.sink.store(token, group, &values) };
+                }
             }
         }
     }
 }
 
-impl Quantised<'_> {
-    #[inline(always)]
-    fn group(&self, group: usize, tokens: Range<usize>) {
-        let slab = self.slab;
-        let bytes = slab.group(group);
-        let block = |b| Block::of(slab.format, bytes, slab.cols, b);
-        let panel: Vec<Block> = (0..slab.cols / BLOCK).map(block).collect();
-        for token in tokens {
-            let input = self.activations.token(token);
-            let values = match slab.format {
-                Format::Q6_K => products::<2>(&panel, input),
-                _ => products::<1>(&panel, input),
-            };
-            // SAFETY: the slab's own groups, and tokens within the output's.
-            unsafe { slab.sink.store(token, group, &values) };
-        }
-    }
-}
-
-/// Sixteen rows with one token. Scales are those of `1 / PARTS` of a block.
+/// Sixteen rows with one token.
+///
+/// Sums of integers are exact. Those of a block's parts are scaled by the weights' numbers and
+/// added up over the blocks that share an activation scale; that sum is scaled and added to the
+/// result. Each is one fused multiply-add.
 #[inline(always)]
-fn products<const PARTS: usize>(panel: &[Block], token: Token<'_>) -> [f32; GROUP] {
+fn products(panel: &Panel, token: Token<'_>) -> [f32; GROUP] {
     let mut sums = [0.0f32; GROUP];
-    for ((block, terms), factors) in panel.iter().zip(token.terms).zip(token.factors) {
-        for part in 0..PARTS {
-            let steps = part * STEPS / PARTS..(part + 1) * STEPS / PARTS;
-            let integers = integers(block, terms, steps);
-            let sum = if PARTS == 1 { factors.sum } else { factors.halves[part] };
-            for lane in 0..GROUP {
-                let factor = block.d[part][lane] * factors.scale;
-                sums[lane] = (integers[lane] as f32).mul_add(factor, sums[lane]);
-                sums[lane] = block.m[part][lane].mul_add(sum, sums[lane]);
+    for first in (0..panel.blocks).step_by(SPAN) {
+        let mut span = [0.0f32; GROUP];
+        for b in first..panel.blocks.min(first + SPAN) {
+            let (terms, sums) = (&token.terms[b * token.width], &token.sums[b * token.width]);
+            for part in 0..panel.parts {
+                let steps = part * STEPS / panel.parts..(part + 1) * STEPS / panel.parts;
+                let integers = integers(panel, b, terms, steps);
+                let sum = if panel.parts == 1 { sums.all } else { sums.halves[part] };
+                let at = b * panel.parts + part;
+                let (d, m) = (&panel.d[at].0, &panel.m[at].0);
+                for lane in 0..GROUP {
+                    span[lane] = (integers[lane] as f32).mul_add(d[lane], span[lane]);
+                    span[lane] = m[lane].mul_add(sum, span[lane]);
+                }
             }
+        }
+        let scale = token.scales[first / SPAN * token.width];
+        for lane in 0..GROUP {
+            sums[lane] = span[lane].mul_add(scale, sums[lane]);
         }
     }
     sums
 }
 
 #[inline(always)]
-fn integers(block: &Block, terms: &[[i8; BLOCK]; TERMS], steps: Range<usize>) -> [i32; GROUP] {
+fn integers(panel: &Panel, b: usize, terms: &Terms, steps: Range<usize>) -> [i32; GROUP] {
     let mut integers = [0i32; GROUP];
-    for (t, term) in terms.iter().enumerate() {
-        let mut sums = [0i32; GROUP];
+    for term in [&terms.high, &terms.low] {
+        for integer in &mut integers {
+            *integer <<= 8;
+        }
         for step in steps.clone() {
-            let x = &term.as_chunks::<4>().0[step];
+            let (w, x) = (&panel.w[b * STEPS + step].0, &term.as_chunks::<4>().0[step]);
             for lane in 0..GROUP {
-                let w = &block.w[step][lane];
                 for i in 0..4 {
-                    sums[lane] += i32::from(w[i]) * i32::from(x[i]);
+                    integers[lane] += i32::from(w[lane][i]) * i32::from(x[i]);
                 }
             }
-        }
-        let shift = if t + 1 < TERMS { 8 } else { 0 };
-        for lane in 0..GROUP {
-            integers[lane] += sums[lane] << shift;
         }
     }
     integers

@@ -2,7 +2,7 @@
 
 use pomona_device::Pool;
 
-use super::{Activations, Part, linear, packed};
+use super::{Part, Workspace, linear, packed};
 use crate::formats::dequantize_row;
 use crate::{Format, Isa, Write};
 
@@ -79,7 +79,7 @@ fn run(
     let weight = &pack_rows(format, weight, cols);
     let mut out = vec![0.0; x.len() / cols * rows];
     let mut parts = [Part { format, weight, rows, bias: None, out: &mut out }];
-    let how = (Write::Set, &mut Activations::default());
+    let how = (Write::Set, &mut Workspace::default());
     linear(&Pool::new(threads), isa, x, cols, &mut parts, how);
     out
 }
@@ -186,7 +186,7 @@ fn several_parts_share_a_join_and_bias_and_addition_apply_once() {
                 out: &mut out_b,
             },
         ];
-        let how = (Write::Add, &mut Activations::default());
+        let how = (Write::Add, &mut Workspace::default());
         linear(&Pool::new(3), isa, &x, cols, &mut parts, how);
         assert!(out_a.iter().zip(&alone_a).all(|(o, v)| *o == 1.0 + v));
         let expected = alone_b.iter().enumerate().map(|(i, v)| 2.0 + (v + bias[i % 30]));
