@@ -5,6 +5,8 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use crate::Piece;
+
 /// Which device a buffer belongs to. 0 is the host CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct DeviceId(pub u32);
@@ -19,6 +21,7 @@ struct Inner {
     device: DeviceId,
     base: NonNull<u8>,
     bytes: usize,
+    writable: bool,
     // Keeps the memory alive: an allocation, a mapped file, a piece of an arena.
     _owner: Box<dyn Any + Send + Sync>,
 }
@@ -42,7 +45,19 @@ impl Buffer {
         bytes: usize,
         owner: Box<dyn Any + Send + Sync>,
     ) -> Buffer {
-        Buffer { inner: Arc::new(Inner { device, base, bytes, _owner: owner }) }
+        Buffer { inner: Arc::new(Inner { device, base, bytes, writable: true, _owner: owner }) }
+    }
+
+    /// Wraps a mapped piece of a file, which can be read only.
+    pub(crate) fn read_only(device: DeviceId, piece: Piece) -> Buffer {
+        let (base, bytes) = (NonNull::from(piece.as_ref()).cast(), piece.as_ref().len());
+        let owner = Box::new(piece);
+        Buffer { inner: Arc::new(Inner { device, base, bytes, writable: false, _owner: owner }) }
+    }
+
+    /// Whether its bytes may be written.
+    pub(crate) fn writable(&self) -> bool {
+        self.inner.writable
     }
 
     /// The device that owns the memory.

@@ -4,12 +4,24 @@ use std::ptr::NonNull;
 use std::slice;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::{Buffer, DType, Device, DeviceError, DeviceId, View};
+use crate::{Buffer, DType, Device, DeviceError, DeviceId, Piece, View};
 
 /// A device whose memory the host's instructions can reach, while it is entered.
 pub trait HostMemory: Device {
     /// Waits for the device and opens its memory for one operation.
     fn enter(&self) -> Access<'_>;
+
+    /// Memory with a piece's bytes, to be read only: the piece itself where the device can use it
+    /// where it lies, else a copy.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`] when there is no room for a copy.
+    fn adopt(&self, piece: Piece) -> Result<Buffer, DeviceError> {
+        let bytes = piece.as_ref();
+        let view = self.alloc_view(DType::U8, &[bytes.len()])?;
+        self.upload(bytes, &view)?;
+        Ok(view.buffer().clone())
+    }
 }
 
 /// The right to touch a device's memory, held by one operation at a time.
@@ -102,13 +114,16 @@ impl<'a> Access<'a> {
     /// A view's elements, to be written.
     ///
     /// # Errors
-    /// When the view is another device's, or of another type.
+    /// When the view is another device's, of another type, or can be read only.
     ///
     /// # Safety
     /// No other slice of this access that overlaps `view` is alive.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn write<T: Element>(&self, view: &View) -> Result<&mut [T], DeviceError> {
         let (at, len) = self.check::<T>(view)?;
+        if !view.buffer().writable() {
+            return Err(DeviceError::Mismatch("a mapped file was to be written".to_owned()));
+        }
         // SAFETY: as in read(); the caller has no overlapping slice.
         Ok(unsafe { slice::from_raw_parts_mut(at.cast(), len) })
     }
@@ -131,6 +146,10 @@ impl HostMemory for HostDevice {
     fn enter(&self) -> Access<'_> {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         Access::new(self.id(), turn, None)
+    }
+
+    fn adopt(&self, piece: Piece) -> Result<Buffer, DeviceError> {
+        Ok(Buffer::read_only(self.id(), piece))
     }
 }
 

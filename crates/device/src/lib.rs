@@ -11,6 +11,7 @@ mod error;
 mod host;
 mod map;
 mod memory;
+mod pieces;
 mod pool;
 mod probe;
 mod view;
@@ -23,8 +24,9 @@ pub use buffer::{Buffer, DeviceId};
 pub use cores::usable_cores;
 pub use error::DeviceError;
 pub use host::{Access, HostDevice, HostMemory};
-pub use map::map_file;
+pub use map::{FileIdentity, map_file};
 pub use memory::{available_memory, resident_memory};
+pub use pieces::{Piece, Pieces, PiecesKey, PiecesWriter};
 pub use pool::{Pool, split};
 pub use probe::{Probe, probe};
 pub use view::{DType, View};
@@ -33,6 +35,12 @@ pub use view::{DType, View};
 pub trait Bytes: AsRef<[u8]> + Send + Sync {
     /// A hint that a range will hardly be read again: its pages need not stay in memory.
     fn done_with(&self, _range: Range<usize>) {}
+
+    /// Numbers that change when the bytes do, cheap to have: what the system knows of the file.
+    /// `None` where there is nothing of the kind.
+    fn identity(&self) -> Option<FileIdentity> {
+        None
+    }
 }
 
 impl Bytes for Vec<u8> {}
