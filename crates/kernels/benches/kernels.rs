@@ -154,7 +154,8 @@ fn matrix(ops: &CpuOps, format: Format, (rows, cols): (usize, usize), seed: usiz
     let bytes = rows * format.row_bytes(cols).unwrap();
     // As the upper byte of any floating-point number: finite and not subnormal.
     let data: Vec<u8> = numbers(seed).map(|n| n as u8 & 0x3b | 0x20).take(bytes).collect();
-    let source = WeightSource { format, rows, cols, bytes: Arc::new(data), offset: 0 };
+    let (name, bytes) = (String::new(), Arc::new(data));
+    let source = WeightSource { name, format, rows, cols, bytes, offset: 0 };
     ops.matrix(&source).unwrap()
 }
 

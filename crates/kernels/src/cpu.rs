@@ -8,17 +8,16 @@ use pomona_device::{
 
 use crate::attention::{self, BLOCK, Cache, CacheMut, Problem, Workspace};
 use crate::linear::packed::{self, GROUP};
-use crate::linear::{self, Part, Shared, linear};
+use crate::linear::{self, Part, linear};
+use crate::packing::{self, PackedStore};
 use crate::rows::{Glu, RmsNorm, Rope};
 use crate::{
-    Activation, Attention, Format, Isa, KvLayer, LinearPart, Matrix, OpError, Ops, RopeStyle,
-    WeightSource, Write,
+    Activation, Attention, Isa, KvLayer, LinearPart, Matrix, OpError, Ops, RopeStyle, WeightSource,
+    Write,
 };
 
 /// Elements from which an operation on rows is worth a join.
 const JOIN_ELEMENTS: usize = 32 * 1024;
-/// Bytes of a file that are packed before their pages are given back.
-const PACKED_AT_ONCE: usize = 8 << 20;
 
 /// The CPU's operations, over the host's memory or over a test device that behaves like a foreign
 /// one.
@@ -28,6 +27,7 @@ pub struct CpuOps {
     pool: Pool,
     isa: Isa,
     scratch: Mutex<Scratch>,
+    packed: Mutex<PackedStore>,
 }
 
 #[derive(Default)]
@@ -44,7 +44,18 @@ impl CpuOps {
     pub fn new(memory: Arc<dyn HostMemory>, pool: Pool, isa: Isa) -> CpuOps {
         let device: Arc<dyn Device> = memory.clone();
         let isa = isa.min(Isa::detect());
-        CpuOps { memory, device, pool, isa, scratch: Mutex::default() }
+        let (scratch, packed) = (Mutex::default(), Mutex::default());
+        CpuOps { memory, device, pool, isa, scratch, packed }
+    }
+
+    /// The same, with matrices that come from or go to `store`.
+    pub fn with_packed(self, store: PackedStore) -> CpuOps {
+        CpuOps { packed: Mutex::new(store), ..self }
+    }
+
+    /// Takes the store back when all matrices are loaded; any further ones are packed into memory.
+    pub fn take_packed(&self) -> PackedStore {
+        std::mem::take(&mut self.packed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Operations over the host's memory with the machine's best instructions.
@@ -132,34 +143,9 @@ impl Ops for CpuOps {
     }
 
     fn matrix(&self, source: &WeightSource) -> Result<Matrix, OpError> {
-        let WeightSource { format, rows, cols, offset, .. } = *source;
-        let shape = |why: String| OpError::Shape { operation: "matrix", why };
-        let bytes = packed::matrix_bytes(format, rows, cols).ok_or_else(|| {
-            shape(format!("{format:?} has no matrix of {rows} rows and {cols} columns"))
-        })?;
-        let row_bytes = format.row_bytes(cols).unwrap_or_default();
-        let stored = (*source.bytes).as_ref();
-        let stored = stored.get(offset..).and_then(|rest| rest.get(..rows * row_bytes));
-        let stored = stored.ok_or_else(|| {
-            shape(format!("{rows} rows of {row_bytes} bytes do not lie at byte {offset}"))
-        })?;
-        let view = self.device.alloc_view(DType::U8, &[bytes])?;
-        {
-            let access = self.memory.enter();
-            // SAFETY: the only slice of this access.
-            let packed = unsafe { access.write::<u8>(&view)? };
-            // Piece by piece, so that little is in memory twice.
-            let rows = (PACKED_AT_ONCE / row_bytes).max(1).next_multiple_of(GROUP);
-            let group_bytes = packed::group_bytes(format, cols);
-            let pieces =
-                stored.chunks(rows * row_bytes).zip(packed.chunks_mut(rows / GROUP * group_bytes));
-            for (i, (stored, packed)) in pieces.enumerate() {
-                pack(&self.pool, (format, cols), stored, packed);
-                let at = offset + i * rows * row_bytes;
-                source.bytes.done_with(at..at + stored.len());
-            }
-        }
-        let storage = Arc::new(Stored(view.buffer().clone()));
+        let WeightSource { format, rows, cols, .. } = *source;
+        let buffer = packing::matrix(self.memory.as_ref(), &self.pool, &self.packed, source)?;
+        let storage = Arc::new(Stored(buffer));
         Ok(Matrix { format, rows, cols, storage })
     }
 
@@ -470,22 +456,6 @@ impl Ops for CpuOps {
         }
         Ok(())
     }
-}
-
-/// Packs the rows of a matrix, in a join.
-fn pack(pool: &Pool, (format, cols): (Format, usize), stored: &[u8], packed: &mut [u8]) {
-    let rows_bytes = GROUP * format.row_bytes(cols).expect("the matrix has a size");
-    let groups = stored.len().div_ceil(rows_bytes);
-    let width = packed.len() / groups;
-    let out = Shared(packed.as_mut_ptr());
-    pool.run(&|worker| {
-        for group in split(groups, 1, pool.threads(), worker) {
-            let rows = &stored[group * rows_bytes..stored.len().min((group + 1) * rows_bytes)];
-            // SAFETY: the group's own bytes, and each worker has its own groups.
-            let out = unsafe { std::slice::from_raw_parts_mut(out.at(group * width), width) };
-            packed::pack(format, rows, cols, out);
-        }
-    });
 }
 
 /// A matrix's bytes.

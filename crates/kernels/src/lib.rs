@@ -12,13 +12,16 @@ mod isa;
 mod lanes;
 mod linear;
 mod ops;
+mod packing;
 mod rows;
 
 pub use cpu::CpuOps;
 pub use format::Format;
 pub use formats::dequantize_row;
 pub use isa::Isa;
+pub use linear::packed::LAYOUT as PACKED_LAYOUT;
 pub use ops::{
     Activation, Attention, Batch, KvLayer, LinearPart, Matrix, OpError, Ops, RopeStyle, Span,
     WeightSource, Write,
 };
+pub use packing::PackedStore;

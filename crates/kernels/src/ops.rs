@@ -31,6 +31,8 @@ pub enum OpError {
 /// Bytes of a weight matrix where they lie: usually a range of a mapped file.
 #[derive(Clone)]
 pub struct WeightSource {
+    /// Its name, of which a checkpoint has one only.
+    pub name: String,
     /// How they are stored.
     pub format: Format,
     /// Output features.

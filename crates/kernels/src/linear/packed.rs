@@ -24,6 +24,9 @@ use crate::Format;
 use crate::formats::{half_at, q4_k_scale_min};
 use crate::lanes::LANES;
 
+/// Number of this layout: to be raised with every change of a packed matrix's bytes, so that files
+/// of packed matrices that earlier versions wrote are not taken for this one's.
+pub const LAYOUT: u32 = 1;
 /// Rows of a group.
 pub(crate) const GROUP: usize = LANES;
 /// Columns of a block.
@@ -86,14 +89,10 @@ pub(crate) fn matrix_bytes(format: Format, rows: usize, cols: usize) -> Option<u
 pub(crate) fn pack(format: Format, rows: &[u8], cols: usize, group: &mut [u8]) {
     let row_bytes = format.row_bytes(cols).expect("checked when the matrix was made");
     if is_dense(format) {
-        let size = format.block_bytes();
-        for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-            let places = group[lane * size..].chunks_mut(GROUP * size);
-            for (place, value) in places.zip(row.chunks_exact(size)) {
-                place[..size].copy_from_slice(value);
-            }
-        }
-        return;
+        return match format {
+            Format::F32 => pack_dense::<4>(rows, cols, group),
+            _ => pack_dense::<2>(rows, cols, group),
+        };
     }
     let blocks = cols / BLOCK;
     let (integers, factors) = group.split_at_mut(blocks * integer_bytes(format));
@@ -101,6 +100,22 @@ pub(crate) fn pack(format: Format, rows: &[u8], cols: usize, group: &mut [u8]) {
         for (b, place) in integers.chunks_exact_mut(integer_bytes(format)).enumerate() {
             put_integers(bits(format), lane, &integers_of(format, row, b), place);
             put_factors(format, lane, row, b, factors);
+        }
+    }
+}
+
+/// Rows of numbers of `N` bytes, column by column, a tile of columns after the other: what a tile
+/// is written to stays in the first level of the cache until all rows have been there.
+fn pack_dense<const N: usize>(rows: &[u8], cols: usize, group: &mut [u8]) {
+    const TILE: usize = 128;
+    let group = group.as_chunks_mut::<N>().0;
+    for start in (0..cols).step_by(TILE) {
+        let columns = start..cols.min(start + TILE);
+        for (lane, row) in rows.chunks_exact(cols * N).enumerate() {
+            let places = group[columns.start * GROUP + lane..].iter_mut().step_by(GROUP);
+            for (place, value) in places.zip(&row.as_chunks::<N>().0[columns.clone()]) {
+                *place = *value;
+            }
         }
     }
 }
@@ -369,5 +384,21 @@ mod tests {
         assert_eq!(matrix_bytes(Format::Q4_0, 1, 33), None);
         assert_eq!(matrix_bytes(Format::F32, usize::MAX, 2), None);
         assert_eq!(matrix_bytes(Format::F32, 0, 2), None);
+    }
+
+    #[test]
+    fn a_changed_layout_has_another_number() {
+        let mut dice = Dice(5);
+        let mut sum = 0xcbf2_9ce4_8422_2325u64;
+        for format in Format::ALL {
+            let stored = random_weights(format, 11, 512, &mut dice);
+            let mut group = vec![0; group_bytes(format, 512)];
+            pack(format, &stored, 512, &mut group);
+            for byte in group {
+                sum = (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+        // With other bytes than version 1 had, LAYOUT is to be raised, and then both stand here.
+        assert_eq!((LAYOUT, sum), (1, 5_980_614_261_726_824_614));
     }
 }

@@ -72,7 +72,7 @@ impl Tensors {
             return Err(invalid!("tensor {text}: rows of {cols} are not whole {format:?} blocks"));
         }
         let (bytes, offset) = (tensor.file.clone(), tensor.offset);
-        Ok(WeightSource { format, rows, cols, bytes, offset })
+        Ok(WeightSource { name: text, format, rows, cols, bytes, offset })
     }
 
     /// A vector of `len` numbers in f32, if the tensor is there.
