@@ -115,6 +115,16 @@ impl Checkpoint {
         self.infos.iter().map(|t| t.bytes).sum()
     }
 
+    /// A text that differs where the weights do, had without reading them: what the file system
+    /// knows of the files, and what each tensor is and where. `None` if it knows nothing.
+    pub fn fingerprint(&self) -> Option<String> {
+        let line = |(name, tensor): (&String, &Tensor)| {
+            let Tensor { format, shape, file, offset, .. } = tensor;
+            Some(format!("{:?} {offset} {format:?} {shape:?} {name}\n", file.identity()?))
+        };
+        self.tensors.by_name.iter().map(line).collect()
+    }
+
     /// Puts the weights where `ops` wants them and allocates memory for steps. `progress` is told
     /// the bytes dealt with so far.
     ///
@@ -205,7 +215,7 @@ fn known_tokens(ids: BTreeSet<u64>, vocab: u32) -> Vec<TokenId> {
 }
 
 fn open_gguf(path: &Path) -> Result<Checkpoint, ModelError> {
-    let (gguf, file) = map_gguf(path)?;
+    let (mut gguf, file) = map_gguf(path)?;
     let blueprint = arch::from_gguf(&gguf)?;
     let mut by_name = std::collections::BTreeMap::new();
     let mut collect = |gguf: &Gguf, file: &SharedBytes| {
@@ -226,9 +236,9 @@ fn open_gguf(path: &Path) -> Result<Checkpoint, ModelError> {
         collect(&gguf, &file);
     }
     let tensors = Tensors { by_name, dialect: Dialect::Gguf };
-    let text = |key: &str| gguf.metadata.get(key).and_then(Value::as_str).map(str::to_owned);
     let stem = path.file_stem().map(|n| n.to_string_lossy().into_owned());
-    let vocab = gguf_vocab(&gguf)?;
+    let vocab = gguf_vocab(&mut gguf)?;
+    let text = |key: &str| gguf.metadata.get(key).and_then(Value::as_str).map(str::to_owned);
     let mut ends = BTreeSet::new();
     ends.extend([vocab.eos, vocab.eot].into_iter().flatten().map(u64::from));
     for (id, token) in (0u64..).zip(&vocab.tokens) {
@@ -270,25 +280,23 @@ fn further_parts(path: &Path, gguf: &Gguf) -> Result<Vec<PathBuf>, ModelError> {
     Ok((2..=count).map(part).collect())
 }
 
-fn gguf_vocab(gguf: &Gguf) -> Result<GgufVocab, ModelError> {
+/// Takes the vocabulary out of the metadata: it is nearly all of it.
+fn gguf_vocab(gguf: &mut Gguf) -> Result<GgufVocab, ModelError> {
+    let mut take = |key: &str| gguf.metadata.remove(&format!("tokenizer.ggml.{key}"));
+    let tokens = take("tokens").and_then(Value::into_strings);
+    let scores = take("scores").and_then(Value::into_numbers);
+    let token_types = take("token_type").and_then(Value::into_numbers);
+    let merges = take("merges").and_then(Value::into_strings);
     let get = |key: &str| gguf.metadata.get(&format!("tokenizer.ggml.{key}"));
     let id = |key: &str| get(key).and_then(Value::as_u64).and_then(|v| TokenId::try_from(v).ok());
     let flag = |key: &str| get(key).and_then(Value::as_bool);
-    let list = |key: &str| get(key).and_then(Value::as_array);
-    let strings = |list: &[Value]| -> Vec<String> {
-        list.iter().map(|v| v.as_str().unwrap_or_default().to_owned()).collect()
-    };
-    let numbers = |list: &[Value]| -> Vec<f64> {
-        list.iter().map(|v| v.as_f64().unwrap_or_default()).collect()
-    };
-    let tokens = list("tokens").ok_or_else(|| invalid!("the file has no tokenizer.ggml.tokens"))?;
     Ok(GgufVocab {
         model: get("model").and_then(Value::as_str).unwrap_or_default().to_owned(),
         pre: get("pre").and_then(Value::as_str).map(str::to_owned),
-        tokens: strings(tokens),
-        scores: list("scores").map(|l| numbers(l).iter().map(|v| *v as f32).collect()),
-        token_types: list("token_type").map(|l| numbers(l).iter().map(|v| *v as i32).collect()),
-        merges: list("merges").map(strings),
+        tokens: tokens.ok_or_else(|| invalid!("the file has no tokenizer.ggml.tokens"))?,
+        scores: scores.map(|list| list.into_iter().map(|v| v as f32).collect()),
+        token_types: token_types.map(|list| list.into_iter().map(|v| v as i32).collect()),
+        merges,
         bos: id("bos_token_id"),
         eos: id("eos_token_id"),
         unk: id("unknown_token_id"),

@@ -13,6 +13,8 @@ use crate::{ModelError, invalid};
 const DEPTH_MAX: u32 = 4;
 /// Longest key or tensor name; the specification allows 65,535 and 64.
 const NAME_BYTES_MAX: u64 = 65_535;
+/// Elements of an array that get room at once: more than a vocabulary has.
+const ROOM_MAX: u64 = 1 << 19;
 /// Largest alignment of tensor data.
 const ALIGNMENT_MAX: u64 = 1 << 20;
 
@@ -25,6 +27,11 @@ pub enum Value {
     Float(f64),
     Bool(bool),
     String(String),
+    /// An array of strings: vocabularies are such.
+    Strings(Vec<String>),
+    /// An array of numbers of any type.
+    Numbers(Vec<f64>),
+    /// An array of anything else.
     Array(Vec<Value>),
 }
 
@@ -64,10 +71,18 @@ impl Value {
         }
     }
 
-    /// A list.
-    pub fn as_array(&self) -> Option<&[Value]> {
+    /// An array of strings.
+    pub fn into_strings(self) -> Option<Vec<String>> {
         match self {
-            Value::Array(v) => Some(v),
+            Value::Strings(v) => Some(v),
+            _ => None,
+        }
+    }
+
+    /// An array of numbers.
+    pub fn into_numbers(self) -> Option<Vec<f64>> {
+        match self {
+            Value::Numbers(v) => Some(v),
             _ => None,
         }
     }
@@ -278,6 +293,24 @@ impl<'a> Reader<'a> {
         Ok(String::from_utf8_lossy(bytes).into_owned())
     }
 
+    /// A plausible number of elements.
+    fn list<T>(
+        &mut self,
+        count: u64,
+        each: impl Fn(&mut Self) -> Result<T, ModelError>,
+    ) -> Result<Vec<T>, ModelError> {
+        let mut list = Vec::with_capacity(count.min(ROOM_MAX) as usize);
+        for _ in 0..count {
+            list.push(each(self)?);
+        }
+        Ok(list)
+    }
+
+    /// A number of an array.
+    fn number(&mut self, kind: u32) -> Result<f64, ModelError> {
+        Ok(self.value(kind, DEPTH_MAX)?.as_f64().unwrap_or_default())
+    }
+
     fn value(&mut self, kind: u32, depth: u32) -> Result<Value, ModelError> {
         Ok(match kind {
             0 => Value::Unsigned(u64::from(self.array::<1>()?[0])),
@@ -302,10 +335,11 @@ impl<'a> Reader<'a> {
                     _ => 12,
                 };
                 self.plausible(count, least, "array elements")?;
-                (0..count)
-                    .map(|_| self.value(kind, depth + 1))
-                    .collect::<Result<Vec<_>, _>>()
-                    .map(Value::Array)?
+                match kind {
+                    8 => Value::Strings(self.list(count, |r| r.string(u64::MAX))?),
+                    0..=6 | 10..=12 => Value::Numbers(self.list(count, |r| r.number(kind))?),
+                    _ => Value::Array(self.list(count, |r| r.value(kind, depth + 1))?),
+                }
             }
             10 => Value::Unsigned(self.u64()?),
             11 => Value::Signed(i64::from_le_bytes(self.array()?)),

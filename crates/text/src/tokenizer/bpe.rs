@@ -67,7 +67,14 @@ impl Added {
 /// text into marks.
 pub(crate) fn drop_special_merges(merges: &mut Merges, special: &BTreeSet<&str>) {
     let longest = special.iter().map(|text| text.len()).max().unwrap_or(0);
+    // Most tokens begin like no special token, and there are many merges.
+    let mut begins = [false; 256];
+    special.iter().filter_map(|text| text.bytes().next()).for_each(|b| begins[b as usize] = true);
     merges.retain(|(left, right)| {
+        let begins = |text: &str| text.bytes().next().is_none_or(|b| begins[b as usize]);
+        if !begins(left) && !begins(right) {
+            return true;
+        }
         let is_special = |text: &str| text.len() <= longest && special.contains(text);
         let joined = left.len() + right.len() <= longest && is_special(&format!("{left}{right}"));
         !joined && !is_special(left) && !is_special(right)

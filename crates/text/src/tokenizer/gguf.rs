@@ -135,7 +135,10 @@ impl GgufVocab {
                 _ => refuse(format!("merge {at} is {line:?}, which is not two tokens")),
             }
         };
-        let mut merges = lines.iter().enumerate().map(split).collect::<Result<Merges, _>>()?;
+        let mut merges = Merges::with_capacity(lines.len());
+        for line in lines.iter().enumerate() {
+            merges.push(split(line)?);
+        }
         let special: BTreeSet<&str> =
             self.ids().filter(|&(id, _)| !self.merges_into(id)).map(|(_, token)| token).collect();
         drop_special_merges(&mut merges, &special);
@@ -144,7 +147,7 @@ impl GgufVocab {
 
     /// The vocabulary for merging: without special tokens, which text must not turn into.
     fn vocab(&self) -> Result<Vocab, TextError> {
-        let mut map = Vocab::default();
+        let mut map = Vocab::with_capacity(self.tokens.len());
         for (id, token) in self.ids() {
             if self.merges_into(id) && map.insert(token.to_owned(), id).is_some() {
                 return refuse(format!("vocabulary has the token {token:?} twice"));
