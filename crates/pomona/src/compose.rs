@@ -11,7 +11,7 @@ use pomona_device::Pool;
 use pomona_engine::{Engine, EngineConfig};
 use pomona_gateway::{SamplingDefaults, ServedModel};
 use pomona_kernels::{CpuOps, Ops};
-use pomona_models::{Checkpoint, LoadOptions};
+use pomona_models::{Checkpoint, LoadOptions, Model};
 use pomona_scheduler::batch::Ordering;
 use pomona_text::{ChatTemplate, Tokenizer};
 
@@ -19,6 +19,7 @@ use crate::bench::report::Facts;
 use crate::cli::{EngineArgs, Policy};
 use crate::memory::{self, Fit, Wishes};
 use crate::models::progress::{Progress, human_bytes};
+use crate::models::weight_cache::{Entry, Finishing};
 use crate::models::{Resolved, Surroundings, catalogue, resolve};
 
 /// Memory that a system has which does not say how much.
@@ -110,6 +111,15 @@ pub struct Loaded {
     /// The model's, or the one that was given; `None` for a base model.
     pub template: Option<Arc<ChatTemplate>>,
     defaults: SamplingDefaults,
+    /// Packed weights are still on their way to the disk, perhaps.
+    _finishing: Finishing,
+}
+
+/// Weights in their place.
+struct Weights {
+    model: Box<dyn Model>,
+    ops: Arc<dyn Ops>,
+    finishing: Finishing,
 }
 
 impl Loaded {
@@ -133,12 +143,12 @@ impl Prepared {
 
     /// The same, with a chat template in place of the model's.
     pub fn load_with_template(self, template: Option<&str>) -> Result<Loaded> {
-        let (tokenizer, model) = std::thread::scope(|scope| {
+        let (tokenizer, weights) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| tokenizer(&self.checkpoint));
-            let model = self.load_weights();
-            (tokenizer.join().unwrap_or_else(|_| Err(anyhow!("the tokenizer failed"))), model)
+            let weights = self.load_weights();
+            (tokenizer.join().unwrap_or_else(|_| Err(anyhow!("the tokenizer failed"))), weights)
         });
-        let (tokenizer, (model, ops)) = (tokenizer?, model?);
+        let (tokenizer, Weights { model, ops, finishing }) = (tokenizer?, weights?);
         let text = |id: Option<u32>| id.map(|id| tokenizer.token_text(id));
         let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
         let template = template
@@ -166,7 +176,8 @@ impl Prepared {
             },
             None => sampling_defaults(&self.resolved.path),
         };
-        Ok(Loaded { engine, tokenizer: Arc::new(tokenizer), template, defaults })
+        let tokenizer = Arc::new(tokenizer);
+        Ok(Loaded { engine, tokenizer, template, defaults, _finishing: finishing })
     }
 
     fn engine_config(&self, eos_token_ids: Vec<u32>) -> EngineConfig {
@@ -189,8 +200,10 @@ impl Prepared {
         }
     }
 
-    fn load_weights(&self) -> Result<(Box<dyn pomona_models::Model>, Arc<dyn Ops>)> {
-        let ops: Arc<dyn Ops> = Arc::new(CpuOps::detect(threads(&self.args)));
+    fn load_weights(&self) -> Result<Weights> {
+        let mut entry = self.packed_weights()?;
+        let store = std::mem::take(&mut entry.store);
+        let ops = Arc::new(CpuOps::detect(threads(&self.args)).with_packed(store));
         let begun = Instant::now();
         let mut progress: Option<Progress> = None;
         let total = self.checkpoint.weight_bytes();
@@ -207,7 +220,19 @@ impl Prepared {
             .checkpoint
             .load(ops.as_ref(), &options, &mut show)
             .with_context(|| format!("cannot load {}", self.resolved.path.display()))?;
-        Ok((model, ops))
+        let finishing = entry.finish(ops.take_packed());
+        Ok(Weights { model, ops, finishing })
+    }
+
+    /// What the cache of packed weights has for this model.
+    fn packed_weights(&self) -> Result<Entry> {
+        let cache = self.args.weight_cache.cache()?;
+        Ok(match (cache, self.checkpoint.fingerprint()) {
+            (Some(cache), Some(fingerprint)) => {
+                cache.entry(&self.resolved.name, &fingerprint, self.checkpoint.weight_bytes())
+            }
+            _ => Entry::none(),
+        })
     }
 
     /// Bytes of a number of KV.

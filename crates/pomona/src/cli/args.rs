@@ -1,10 +1,15 @@
 //! Flags that several verbs share, under the names that vLLM gave them, and how their values are
 //! read. Every refusal says what to write instead.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use pomona_device::DType;
+
+use crate::models::Surroundings;
+use crate::models::weight_cache::WeightCache;
 
 /// A model, as first argument or as `--model`.
 #[derive(Args, Clone, Debug)]
@@ -78,6 +83,54 @@ pub struct EngineArgs {
     /// Worker threads [default: one for each core that the process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+
+    #[command(flatten)]
+    pub weight_cache: WeightCacheArgs,
+}
+
+/// Size of the weight cache unless a flag says another.
+const WEIGHT_CACHE_BYTES: &str = "32GiB";
+
+/// Where packed weights are kept between runs.
+#[derive(Args, Clone, Debug)]
+pub struct WeightCacheArgs {
+    /// Folder where packed weights are kept, so that later starts are quick [default: weights in
+    /// POMONA_HOME]
+    #[arg(long, value_name = "FOLDER")]
+    weight_cache: Option<PathBuf>,
+
+    /// Most memory on disk for packed weights; the least recently used are removed
+    #[arg(long, value_name = "SIZE", default_value = WEIGHT_CACHE_BYTES, value_parser = parse_size)]
+    weight_cache_size: u64,
+
+    /// Pack weights in memory at each start
+    #[arg(long, conflicts_with = "weight_cache")]
+    no_weight_cache: bool,
+}
+
+impl WeightCacheArgs {
+    /// The cache; `None` where there shall be none.
+    ///
+    /// # Errors
+    /// When there is no folder for it.
+    pub fn cache(&self) -> Result<Option<WeightCache>> {
+        if self.no_weight_cache {
+            return Ok(None);
+        }
+        let folder = match &self.weight_cache {
+            Some(folder) => folder.clone(),
+            None => Surroundings::from_env()?.home.join("weights"),
+        };
+        Ok(Some(WeightCache { folder, bytes_max: self.weight_cache_size }))
+    }
+
+    fn to_flags(&self) -> Vec<String> {
+        let size = ["--weight-cache-size".to_owned(), self.weight_cache_size.to_string()];
+        let folder = self.weight_cache.as_ref();
+        let folder = folder.map(|f| ["--weight-cache".to_owned(), f.display().to_string()]);
+        let none = self.no_weight_cache.then(|| "--no-weight-cache".to_owned());
+        size.into_iter().chain(folder.into_iter().flatten()).chain(none).collect()
+    }
 }
 
 impl EngineArgs {
@@ -114,7 +167,8 @@ impl EngineArgs {
             ("--threads", self.threads.map(|n| n.to_string())),
         ];
         let given = always.into_iter().filter_map(|(name, value)| Some([name.into(), value?]));
-        given.flatten().chain([prefix_caching.to_owned()]).collect()
+        let given = given.flatten().chain([prefix_caching.to_owned()]);
+        given.chain(self.weight_cache.to_flags()).collect()
     }
 }
 
@@ -227,7 +281,8 @@ mod tests {
     fn flags_survive_the_way_to_another_process() {
         use clap::Parser;
         let given = "x --max-model-len 4K --kv-cache-dtype bfloat16 --scheduling-policy fair \
-                     --no-enable-prefix-caching --kv-cache-memory 1GiB --threads 2 --seed 3";
+                     --no-enable-prefix-caching --kv-cache-memory 1GiB --threads 2 --seed 3 \
+                     --weight-cache /tmp/x --weight-cache-size 1GiB";
         let first = Probe::parse_from(given.split_whitespace()).engine;
         let flags = first.to_flags();
         let again = Probe::parse_from(["x".to_owned()].into_iter().chain(flags.clone())).engine;

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod cache;
 mod chat;
 mod conversation;
 mod inspect;
@@ -58,6 +59,9 @@ enum Verb {
     Run(Box<run::RunArgs>),
     /// Fetch models into the cache
     Pull(pull::PullArgs),
+    /// Show what is kept of packed weights, or remove it
+    #[command(long_about = cache::ABOUT)]
+    Cache(cache::CacheArgs),
     /// Show what a model is, what it needs and what it will run on
     Inspect(Box<inspect::InspectArgs>),
     /// Measure speed, against the limits of this machine
@@ -102,6 +106,7 @@ impl Cli {
             Verb::Chat(args) => chat::run(args),
             Verb::Run(args) => run::run(args),
             Verb::Pull(args) => pull::run(args),
+            Verb::Cache(args) => cache::run(args),
             Verb::Inspect(args) => inspect::run(args),
             Verb::Bench(args) => bench::run(args),
             Verb::Tokenize(args) => tokenize::run(args),

@@ -9,6 +9,7 @@ mod pypi;
 mod repository;
 mod resolve;
 mod surroundings;
+pub mod weight_cache;
 
 pub use resolve::{Resolved, resolve};
 pub use surroundings::Surroundings;
