@@ -262,6 +262,30 @@ fn perplexity_is_that_of_a_model_that_reads() {
 }
 
 #[test]
+fn bench_times_starts() {
+    let Some(model) = model() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let json = home.path().join("report.json");
+    let output = pomona(home.path())
+        .args(["bench", model.to_str().unwrap(), "--startup", "--repeats", "1", "--json"])
+        .arg(&json)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let starts = report["startup"].as_array().unwrap();
+    assert_eq!(starts.len(), 3, "{report}");
+    for start in starts {
+        let times = ["listening_ms", "ready_ms", "first_token_ms"];
+        let times = times.map(|name| start[name]["median"].as_f64().unwrap());
+        assert!(times.is_sorted() && times[0] > 0.0, "{start}");
+        assert!(start["resident_peak"].as_f64().unwrap() > 0.0, "{start}");
+    }
+    let left = std::fs::read_dir(home.path().join("weights")).unwrap().count();
+    assert_eq!(left, 0, "the bench's own packed weights are gone");
+}
+
+#[test]
 fn bench_reports_every_figure() {
     let Some(model) = model() else { return };
     let home = tempfile::tempdir().unwrap();

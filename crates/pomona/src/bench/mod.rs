@@ -6,4 +6,5 @@ pub mod machine;
 pub mod prompts;
 pub mod report;
 pub mod served;
+pub mod startup;
 pub mod stats;

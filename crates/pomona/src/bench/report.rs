@@ -6,6 +6,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::load::Level;
+use super::startup::Start;
 use super::stats::Spread;
 use crate::models::progress::human_bytes;
 
@@ -26,6 +27,8 @@ pub struct Report {
     pub ready_s: Option<Spread>,
     /// Memory of the server's process.
     pub memory: Option<Memory>,
+    /// Starts, where they were asked for.
+    pub startup: Vec<Start>,
     /// Served load by number of clients.
     pub served: Vec<Served>,
 }
@@ -165,6 +168,9 @@ impl Report {
             )?;
         }
         self.write_memory(out)?;
+        if !self.startup.is_empty() {
+            self.write_startup(out)?;
+        }
         if !self.engine.is_empty() {
             self.write_engine(out)?;
         }
@@ -188,6 +194,31 @@ impl Report {
             human_bytes(model.kv_bytes),
             human_bytes(beside.unsigned_abs()),
         )
+    }
+
+    fn write_startup(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(
+            out,
+            "\nstart, ms        listening    ready     (min to max)  first token     (min to max)  \
+             peak memory  beside weights"
+        )?;
+        for row in &self.startup {
+            let range = |t: &Spread| format!("({:.0} to {:.0})", t.min, t.max);
+            let sign = if row.beside_weights < 0.0 { "-" } else { "" };
+            writeln!(
+                out,
+                "{:<16} {:>9.0} {:>8.0} {:>16} {:>12.0} {:>16} {:>12} {:>15}",
+                row.what,
+                row.listening_ms.median,
+                row.ready_ms.median,
+                range(&row.ready_ms),
+                row.first_token_ms.median,
+                range(&row.first_token_ms),
+                human_bytes(row.resident_peak as u64),
+                format!("{sign}{}", human_bytes(row.beside_weights.abs() as u64)),
+            )?;
+        }
+        Ok(())
     }
 
     fn write_engine(&self, out: &mut String) -> std::fmt::Result {
@@ -300,6 +331,7 @@ mod tests {
             server: "http://h".into(),
             ready_s: None,
             memory: None,
+            startup: Vec::new(),
             served: vec![Served { level: Level::default(), limits: None }],
         };
         let table = report.table();

@@ -2,6 +2,7 @@
 //! own, so that its memory is its own and its start is what a user sees.
 
 use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,17 +21,23 @@ pub struct Server {
     _stdout: BufReader<ChildStdout>,
     /// Its address.
     pub url: String,
+    /// Time from the start of the process until its port took connections.
+    pub listening: Duration,
     /// Time from the start of the process to its ready line.
     pub ready: Duration,
+    begun: Instant,
 }
 
 impl Server {
     /// Starts `pomona serve MODEL FLAGS` on a free port and waits until it is ready.
     pub fn start(model: &str, flags: &[String]) -> Result<Server> {
         let binary = std::env::current_exe().context("cannot find this binary")?;
+        // Known beforehand, so that it can be watched. Nobody else is likely to get it in between.
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let begun = Instant::now();
         let mut child = Command::new(binary)
-            .args(["serve", model, "--host", "127.0.0.1", "--port", "0"])
+            .args(["serve", model, "--host", "127.0.0.1"])
+            .args(["--port", &port.to_string()])
             .args(flags)
             // Its trouble is shown, its everyday log is not.
             .env("RUST_LOG", "warn")
@@ -38,6 +45,7 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()
             .context("cannot start the server")?;
+        let connected = std::thread::spawn(move || connected(port, begun));
         let stdout = child.stdout.take().ok_or_else(|| anyhow!("the server has no output"))?;
         let mut stdout = BufReader::new(stdout);
         let mut line = String::new();
@@ -45,12 +53,18 @@ impl Server {
             if let Some(rest) = line.strip_prefix(READY_PREFIX) {
                 let ready = begun.elapsed();
                 let url = rest.split_whitespace().next().unwrap_or_default().to_owned();
-                return Ok(Server { child, _stdout: stdout, url, ready });
+                let listening = connected.join().unwrap_or(ready);
+                return Ok(Server { child, _stdout: stdout, url, listening, ready, begun });
             }
             line.clear();
         }
         let status = child.wait().context("cannot wait for the server")?;
         bail!("the server ended before it was ready ({status}); its own words are above")
+    }
+
+    /// Time since the start of the process.
+    pub fn age(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     /// Most bytes that were resident at once, if the system tells.
@@ -81,6 +95,14 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Waits until a port takes connections; the time that took.
+fn connected(port: u16, begun: Instant) -> Duration {
+    while begun.elapsed() < STOP_TIMEOUT && TcpStream::connect(("127.0.0.1", port)).is_err() {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    begun.elapsed()
 }
 
 /// `VmHWM` of a process (proc_pid_status(5)).

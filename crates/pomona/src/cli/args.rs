@@ -124,6 +124,12 @@ impl WeightCacheArgs {
         Ok(Some(WeightCache { folder, bytes_max: self.weight_cache_size }))
     }
 
+    /// From now on means a folder in the one that was meant, and yields it.
+    pub fn set_apart(&mut self, name: &str) -> Result<Option<WeightCache>> {
+        self.weight_cache = self.cache()?.map(|cache| cache.folder.join(name));
+        self.cache()
+    }
+
     fn to_flags(&self) -> Vec<String> {
         let size = ["--weight-cache-size".to_owned(), self.weight_cache_size.to_string()];
         let folder = self.weight_cache.as_ref();

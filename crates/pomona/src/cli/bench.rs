@@ -12,6 +12,7 @@ use super::args::{EngineArgs, ModelName, parse_tokens};
 use crate::bench::load::{Level, Shape, Target};
 use crate::bench::report::{Facts, Limits, Machine, Memory, Report, Served};
 use crate::bench::served::Server;
+use crate::bench::startup::{Start, Startup};
 use crate::bench::stats::Spread;
 use crate::bench::{engine, machine};
 use crate::compose;
@@ -24,6 +25,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   pomona bench smollm2                            engine, server under load, memory, start
   pomona bench smollm2 --json smollm2.json        the same, and a record of it
+  pomona bench smollm2 --startup                  starts only: how soon is the first token there
   pomona bench --url http://127.0.0.1:8080        another server, under the same load
   pomona bench smollm2 --url http://127.0.0.1:8080   the same, with shares of this machine's limits
 
@@ -49,6 +51,11 @@ pub struct BenchArgs {
     /// Leave out the server: measure the engine alone
     #[arg(long, conflicts_with_all = ["no_engine", "url"])]
     no_server: bool,
+
+    /// Measure starts instead: the first one of a model, which packs its weights, and later ones,
+    /// with files in memory or on the disk, each from the process's start to the first token
+    #[arg(long, conflicts_with_all = ["no_engine", "no_server", "url"])]
+    startup: bool,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -124,6 +131,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         server,
         ready_s: None,
         memory: None,
+        startup: Vec::new(),
         served: Vec::new(),
     };
     let costs = match args.model.get() {
@@ -132,6 +140,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     };
     let runtime = tokio::runtime::Runtime::new()?;
     match (&args.target.url, args.model.get()) {
+        (None, Some(model)) if args.startup => {
+            report.startup = starts(args, &runtime, model, costs.as_ref())?;
+        }
         (Some(url), _) => {
             let levels = drive(args, &runtime, url, args.target.api_key.as_deref())?;
             report.served = with_limits(levels, &report.machine, costs.as_ref());
@@ -157,7 +168,7 @@ fn at_hand(args: &BenchArgs, model: &str, report: &mut Report) -> Result<Costs> 
     let facts = prepared.facts();
     let kv_read: Box<dyn Fn(f64) -> f64> =
         Box::new(move |tokens| memory::kv_read_bytes(&spec, element_bytes, tokens));
-    if args.target.url.is_none() && !args.no_engine {
+    if args.target.url.is_none() && !args.no_engine && !args.startup {
         say("measuring the engine");
         let loaded = prepared.load()?;
         let replica = loaded.engine.replica();
@@ -168,6 +179,28 @@ fn at_hand(args: &BenchArgs, model: &str, report: &mut Report) -> Result<Costs> 
         loaded.engine.stop();
     }
     Ok(Costs { facts, kv_read })
+}
+
+/// Times starts, with packed weights in a folder of their own beside the usual ones.
+fn starts(
+    args: &BenchArgs,
+    runtime: &tokio::runtime::Runtime,
+    model: &str,
+    costs: Option<&Costs>,
+) -> Result<Vec<Start>> {
+    let path = compose::open(model)?.0.path;
+    let mut engine = args.engine.clone();
+    let cache = engine.weight_cache.set_apart(&format!("bench-{}", std::process::id()))?;
+    let startup = Startup {
+        model,
+        path: &path,
+        flags: engine.to_flags(),
+        cache,
+        weight_bytes: costs.map_or(0, |costs| costs.facts.weight_bytes),
+        repeats: usize::from(args.load.repeats),
+    };
+    say("starting the server");
+    startup.measure(runtime)
 }
 
 /// Starts a server for timing its start, then one for the load.

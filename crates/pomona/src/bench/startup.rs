@@ -1,0 +1,149 @@
+//! How long a start takes, from the start of the process to the first token, and what it needs in
+//! memory: the first start of a model, which packs its weights; later ones, with the packed weights
+//! in memory or on the disk.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{Advice, fadvise};
+use serde::Serialize;
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+use super::served::Server;
+use super::stats::Spread;
+use crate::http::Client;
+use crate::models::weight_cache::WeightCache;
+
+/// One kind of start; times in ms from the start of the process.
+#[derive(Clone, Debug, Serialize)]
+pub struct Start {
+    /// Which kind.
+    pub what: String,
+    /// Until the port took connections.
+    pub listening_ms: Spread,
+    /// Until the ready line.
+    pub ready_ms: Spread,
+    /// Until the first token of a request that was sent at the ready line.
+    pub first_token_ms: Spread,
+    /// Most bytes resident by then.
+    pub resident_peak: f64,
+    /// Those beside weights; keys and values of the few tokens are less than a mebibyte.
+    pub beside_weights: f64,
+}
+
+/// What is started, and where it finds its weights.
+pub struct Startup<'a> {
+    /// The model as named.
+    pub model: &'a str,
+    /// Its file or folder.
+    pub path: &'a Path,
+    /// Flags of the server but for those of the weight cache.
+    pub flags: Vec<String>,
+    /// A cache of packed weights of its own, if there shall be one.
+    pub cache: Option<WeightCache>,
+    /// Bytes of its weights.
+    pub weight_bytes: u64,
+    /// Starts of each kind.
+    pub repeats: usize,
+}
+
+impl Startup<'_> {
+    /// Measures all kinds.
+    pub fn measure(&self, runtime: &Runtime) -> Result<Vec<Start>> {
+        let Some(cache) = &self.cache else {
+            return Ok(vec![
+                self.starts("cold", runtime, &|| self.forget_model())?,
+                self.starts("warm", runtime, &|| Ok(()))?,
+            ]);
+        };
+        let _folder = Folder(cache.folder.clone());
+        Ok(vec![
+            self.starts("first, cold", runtime, &|| {
+                cache.clear()?;
+                self.forget_model()
+            })?,
+            self.starts("later, cold", runtime, &|| {
+                self.forget_model()?;
+                cache.kept()?.iter().try_for_each(|file| forget(&file.path))
+            })?,
+            self.starts("later, warm", runtime, &|| Ok(()))?,
+        ])
+    }
+
+    fn starts(
+        &self,
+        what: &str,
+        runtime: &Runtime,
+        prepare: &dyn Fn() -> Result<()>,
+    ) -> Result<Start> {
+        let (mut listening, mut ready, mut first) = (Vec::new(), Vec::new(), Vec::new());
+        let mut peaks = Vec::new();
+        for _ in 0..self.repeats {
+            prepare()?;
+            let server = Server::start(self.model, &self.flags)?;
+            let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+            listening.push(ms(server.listening));
+            ready.push(ms(server.ready));
+            runtime.block_on(first_token(&server.url, self.model))?;
+            first.push(ms(server.age()));
+            peaks.extend(server.resident_peak().map(|bytes| bytes as f64));
+            server.stop()?;
+        }
+        let resident_peak = Spread::of(&peaks).median;
+        Ok(Start {
+            what: what.to_owned(),
+            listening_ms: Spread::of(&listening),
+            ready_ms: Spread::of(&ready),
+            first_token_ms: Spread::of(&first),
+            resident_peak,
+            beside_weights: resident_peak - self.weight_bytes as f64,
+        })
+    }
+
+    /// Takes the model's files out of the system's memory.
+    fn forget_model(&self) -> Result<()> {
+        if self.path.is_file() {
+            return forget(self.path);
+        }
+        for item in fs::read_dir(self.path)? {
+            let path = item?.path();
+            if path.is_file() {
+                forget(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A folder that goes when this does.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left of it is packed weights: large, but harmless.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Takes a file out of the system's memory, so that it is read from the disk again.
+fn forget(path: &Path) -> Result<()> {
+    let forget = || -> std::io::Result<()> {
+        let file = File::open(path)?;
+        // Only what is on the disk can be forgotten.
+        file.sync_all()?;
+        Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
+    };
+    forget().with_context(|| format!("cannot forget {}", path.display()))
+}
+
+async fn first_token(url: &str, model: &str) -> Result<()> {
+    let body = json!({"model": model, "prompt": "Hello", "max_tokens": 1, "stream": true,
+                      "ignore_eos": true});
+    let mut events = Client::new(url, None)?.stream("/v1/completions", &body).await?;
+    if events.next().await?.is_none() {
+        bail!("the server sent no token");
+    }
+    Ok(())
+}
