@@ -90,30 +90,13 @@ impl WeightCache {
         let key: PiecesKey = digest.into();
         let short: String = key[..8].iter().map(|byte| format!("{byte:02x}")).collect();
         let path = self.folder.join(format!("{}-{short}.{SUFFIX}", label(model)));
-        let made = self.saved(&path, &key).map_or_else(|| self.make(path, key, bytes), Ok);
-        made.unwrap_or_else(|error| {
+        if let Ok(Some(pieces)) = Pieces::open(&path, &key) {
+            return saved(pieces, &path);
+        }
+        self.make(path, key, bytes).unwrap_or_else(|error| {
             tracing::info!("packed weights will not be kept: {error:#}");
             Entry::none()
         })
-    }
-
-    /// The file at `path`, if it is one of `key`.
-    fn saved(&self, path: &Path, key: &PiecesKey) -> Option<Entry> {
-        match Pieces::open(path, key) {
-            Ok(Some(pieces)) => {
-                tracing::debug!("packed weights are in {}", path.display());
-                // Notes the use. Where that is forbidden, another file stays longer.
-                let now = SystemTime::now();
-                let _ = File::options().append(true).open(path).and_then(|f| f.set_modified(now));
-                return Some(Entry { store: PackedStore::Saved(pieces), making: None });
-            }
-            Ok(None) => {
-                tracing::warn!("{} is damaged: packing the weights again", path.display());
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!("cannot use {}: {error}", path.display()),
-        }
-        None
     }
 
     /// A new file.
@@ -128,11 +111,14 @@ impl WeightCache {
         }
         make_folder(&self.folder)?;
         let lock = self.lock()?.context("another process is packing at the moment")?;
-        // That process may have packed the same weights a moment ago.
-        if path.exists()
-            && let Some(entry) = self.saved(&path, &key)
-        {
-            return Ok(entry);
+        match Pieces::open(&path, &key) {
+            // That process packed the same weights a moment ago.
+            Ok(Some(pieces)) => return Ok(saved(pieces, &path)),
+            Ok(None) => {
+                tracing::warn!("{} is damaged: packing the weights again", path.display());
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!("cannot use {}: {error}", path.display()),
         }
         self.make_room(bytes)?;
         need_space(&self.folder, bytes)?;
@@ -197,6 +183,11 @@ impl WeightCache {
                 .with_context(|| format!("cannot remove {}", file.path.display()))?;
             bytes += file.bytes;
         }
+        // What a process that was killed left half done, unless another is at it right now.
+        let part = self.folder.join(PART);
+        if part.exists() && self.lock()?.is_some() {
+            fs::remove_file(&part).with_context(|| format!("cannot remove {}", part.display()))?;
+        }
         Ok(bytes)
     }
 }
@@ -227,6 +218,15 @@ impl Entry {
         // Without a thread there is no file this time.
         Finishing(std::thread::Builder::new().name("pomona-packed".into()).spawn(work).ok())
     }
+}
+
+/// Weights that an earlier run packed.
+fn saved(pieces: Pieces, path: &Path) -> Entry {
+    tracing::debug!("packed weights are in {}", path.display());
+    // Notes the use. Where that is forbidden, another file stays longer.
+    let now = SystemTime::now();
+    let _ = File::options().append(true).open(path).and_then(|file| file.set_modified(now));
+    Entry { store: PackedStore::Saved(pieces), making: None }
 }
 
 /// A model's name as part of a file's: its last component, plain characters only.
