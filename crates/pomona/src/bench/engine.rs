@@ -8,67 +8,68 @@ use super::report::{Facts, Machine, Speed};
 use super::stats::Spread;
 use crate::generate::{Generated, generate};
 
-/// Tokens of the prompt whose prefill is timed.
-const PROMPT_TOKENS: u32 = 512;
 /// Tokens whose decoding is timed.
 const DECODE_TOKENS: u32 = 128;
+
+/// What to time, and how often.
+pub struct Options<'a> {
+    /// Tokens of the prompts whose prefill is timed, and that decoding starts after.
+    pub prompts: &'a [u32],
+    /// Repetitions of each.
+    pub repeats: usize,
+}
 
 /// KV bytes that a decode step reads at a sequence length.
 pub type KvRead<'a> = &'a dyn Fn(f64) -> f64;
 
-/// Times prefill of 512 tokens, and decode of 128 after one token and after those 512.
+/// Times decode of 128 tokens after one token, then for each of `prompts` the prefill of so many
+/// tokens, or as many as leave room for an answer, and decode after them.
 pub fn measure(
     replica: &dyn Replica,
     machine: &Machine,
     facts: &Facts,
     kv_read: KvRead<'_>,
-    repeats: usize,
+    options: &Options<'_>,
 ) -> Result<Vec<Speed>> {
-    let prompt_tokens = PROMPT_TOKENS.min(replica.info().max_model_len / 2).max(1);
+    let max_model_len = replica.info().max_model_len;
+    let room = max_model_len.saturating_sub(DECODE_TOKENS + 1).max(max_model_len / 2).max(1);
+    let mut prompts: Vec<u32> = options.prompts.iter().map(|n| (*n).clamp(1, room)).collect();
+    prompts.dedup();
     let mut runs = Runs { replica, next_id: 0 };
     // Once without looking, so that weights are in memory and the pool is awake.
-    runs.once(prompt_tokens, 8)?;
-    let (mut prefill, mut shallow, mut deep) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..repeats {
-        let long = runs.once(prompt_tokens, DECODE_TOKENS + 1)?;
-        let first = long.times.first().context("no token came")?;
-        prefill.push(f64::from(prompt_tokens) / (*first - long.submitted).as_secs_f64());
-        deep.push(decode_rate(&long));
-        shallow.push(decode_rate(&runs.once(1, DECODE_TOKENS + 1)?));
-    }
+    runs.once(prompts.iter().copied().min().unwrap_or(1), 8)?;
     let row = |what: String, rates: &[f64], gb: f64, gflop: f64| {
         let tokens_per_s = Spread::of(rates);
         let rate = tokens_per_s.median;
         Speed { what, tokens_per_s, limits: machine.limits(gb * rate, gflop * rate) }
     };
-    let tokens = f64::from(prompt_tokens);
     let layer_gflop = 2.0 * facts.layer_weights as f64 / 1e9;
     let output_gflop = 2.0 * facts.output_weights as f64 / 1e9;
-    let decode_gb = |start: f64| {
+    let decode_row = |what: String, rates: &[f64], start: f64| {
         let mean = start + f64::from(DECODE_TOKENS) / 2.0;
-        (facts.step_bytes as f64 + kv_read(mean)) / 1e9
+        let gb = (facts.step_bytes as f64 + kv_read(mean)) / 1e9;
+        row(what, rates, gb, layer_gflop + output_gflop)
     };
-    Ok(vec![
-        row(
-            format!("prefill {prompt_tokens}"),
-            &prefill,
-            // A step reads the weights once for all its tokens.
-            facts.step_bytes as f64 / 1e9 / tokens,
-            layer_gflop + output_gflop / tokens,
-        ),
-        row(
-            format!("decode {DECODE_TOKENS}"),
-            &shallow,
-            decode_gb(1.0),
-            layer_gflop + output_gflop,
-        ),
-        row(
-            format!("decode at {prompt_tokens}"),
-            &deep,
-            decode_gb(tokens),
-            layer_gflop + output_gflop,
-        ),
-    ])
+    let mut shallow = Vec::new();
+    for _ in 0..options.repeats {
+        shallow.push(decode_rate(&runs.once(1, DECODE_TOKENS + 1)?));
+    }
+    let mut rows = vec![decode_row(format!("decode {DECODE_TOKENS}"), &shallow, 1.0)];
+    for prompt_tokens in prompts {
+        let (mut prefill, mut deep) = (Vec::new(), Vec::new());
+        for _ in 0..options.repeats {
+            let long = runs.once(prompt_tokens, DECODE_TOKENS + 1)?;
+            let first = long.times.first().context("no token came")?;
+            prefill.push(f64::from(prompt_tokens) / (*first - long.submitted).as_secs_f64());
+            deep.push(decode_rate(&long));
+        }
+        let tokens = f64::from(prompt_tokens);
+        // A step reads the weights once for all its tokens.
+        let (gb, gflop) = (facts.step_bytes as f64 / 1e9 / tokens, output_gflop / tokens);
+        rows.push(row(format!("prefill {prompt_tokens}"), &prefill, gb, layer_gflop + gflop));
+        rows.push(decode_row(format!("decode at {prompt_tokens}"), &deep, tokens));
+    }
+    Ok(rows)
 }
 
 /// Tokens per second after the first.

@@ -26,6 +26,7 @@ Examples:
   pomona bench smollm2                            engine, server under load, memory, start
   pomona bench smollm2 --json smollm2.json        the same, and a record of it
   pomona bench smollm2 --startup                  starts only: how soon is the first token there
+  pomona bench smollm2 --no-server --n-prompt 512,8192   the engine alone, at two lengths
   pomona bench --url http://127.0.0.1:8080        another server, under the same load
   pomona bench smollm2 --url http://127.0.0.1:8080   the same, with shares of this machine's limits
 
@@ -56,6 +57,10 @@ pub struct BenchArgs {
     /// with files in memory or on the disk, each from the process's start to the first token
     #[arg(long, conflicts_with_all = ["no_engine", "no_server", "url"])]
     startup: bool,
+    /// Prompts that the engine alone is timed with; its decoding is timed after each
+    #[arg(long, value_name = "TOKENS,...", value_delimiter = ',', default_value = "512",
+          value_parser = parse_tokens)]
+    n_prompt: Vec<u32>,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -173,8 +178,9 @@ fn at_hand(args: &BenchArgs, model: &str, report: &mut Report) -> Result<Costs> 
         let loaded = prepared.load()?;
         let replica = loaded.engine.replica();
         let repeats = usize::from(args.load.repeats);
+        let options = engine::Options { prompts: &args.n_prompt, repeats };
         report.engine =
-            engine::measure(replica.as_ref(), &report.machine, &facts, &kv_read, repeats)?;
+            engine::measure(replica.as_ref(), &report.machine, &facts, &kv_read, &options)?;
         drop(replica);
         loaded.engine.stop();
     }
