@@ -31,10 +31,7 @@ pub fn measure(
     kv_read: KvRead<'_>,
     options: &Options<'_>,
 ) -> Result<Vec<Speed>> {
-    let max_model_len = replica.info().max_model_len;
-    let room = max_model_len.saturating_sub(DECODE_TOKENS + 1).max(max_model_len / 2).max(1);
-    let mut prompts: Vec<u32> = options.prompts.iter().map(|n| (*n).clamp(1, room)).collect();
-    prompts.dedup();
+    let prompts = fitting(options.prompts, replica.info().max_model_len);
     let mut runs = Runs { replica, next_id: 0 };
     // Once without looking, so that weights are in memory and the pool is awake.
     runs.once(prompts.iter().copied().min().unwrap_or(1), 8)?;
@@ -72,6 +69,14 @@ pub fn measure(
     Ok(rows)
 }
 
+/// The lengths, cut so that an answer fits behind them; where none does, half of what fits.
+fn fitting(prompts: &[u32], max_model_len: u32) -> Vec<u32> {
+    let room = max_model_len.saturating_sub(DECODE_TOKENS + 1).max(max_model_len / 2).max(1);
+    let mut cut: Vec<u32> = prompts.iter().map(|n| (*n).clamp(1, room)).collect();
+    cut.dedup();
+    cut
+}
+
 /// Tokens per second after the first.
 fn decode_rate(generated: &Generated) -> f64 {
     match (generated.times.first(), generated.times.last()) {
@@ -103,5 +108,17 @@ impl Runs<'_> {
             ..Sampling::default()
         };
         generate(self.replica, self.next_id, prompt, sampling)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_leave_room_for_the_answer() {
+        assert_eq!(fitting(&[512, 8192], 16_384), [512, 8192]);
+        assert_eq!(fitting(&[512, 8192], 8192), [512, 8192 - 129]);
+        assert_eq!(fitting(&[512, 8192], 64), [32]);
     }
 }
