@@ -2,9 +2,9 @@
 
     VENV/bin/python tools/bench/inprocess.py openvino|mistralrs MODEL --json FILE [--clients 1,8,32]
 
-Does what `pomona bench --url` does, without HTTP and text on a wire: so many clients ask for one answer
-after another, and what they saw is written in the same words. This favours the engine a little. It
-runs in the engine's own environment and needs nothing beside it.
+Does what `pomona bench --url` does, without HTTP and text on a wire: so many clients ask for one
+answer after another, and what they saw is written in the same words. This favours the engine a
+little. It runs in the engine's own environment and needs nothing beside it.
 """
 
 import argparse

@@ -8,7 +8,7 @@ import resource
 import time
 
 # What CPU engines choose their kernels by.
-ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "asimd")
+ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile")
 
 
 def facts():
@@ -28,8 +28,8 @@ def facts():
 class Others:
     """How much of the cores' time went to anyone else (proc_stat(5), getrusage(2)).
 
-    Children count as ours once they have been waited for, so `share` comes after their end. Time that
-    the hypervisor stole counts as others'.
+    Children count as ours once they have been waited for, so `share` comes after their end. Time
+    that the hypervisor stole counts as others'.
     """
 
     def __init__(self):

@@ -3,11 +3,11 @@
     python tools/bench/peers.py target/release/pomona MODEL.gguf --llama LLAMA_BIN \\
         --openvino VENV --openvino-model FOLDER --record smollm2
 
-docs/peers.md says how to install each peer, and what is measured. Each round measures every engine one
-after the other, beginning with another one each time. A measurement during which other processes took
-more than --busy of the cores' time is repeated, --tries times at most, and then left out; what has too
-few rounds left gets no verdict. Printed are medians, smallest and largest, and the median of the
-rounds' ratios; everything is recorded in bench/record/DATE-NAME.json.
+docs/peers.md says how to install each peer, and what is measured. Each round measures every engine
+one after the other, beginning with another one each time. A measurement during which other
+processes took more than --busy of the cores' time is repeated, --tries times at most, and then
+left out; what has too few rounds left gets no verdict. Printed are medians, smallest and largest,
+and the median of the rounds' ratios; everything is recorded in bench/record/DATE-NAME.json.
 """
 
 import argparse
@@ -62,10 +62,11 @@ def measure_quietly(engine, kind, round_number, args):
             entry |= {"figures": {}, "error": str(error)}
         share = others.share()
         busy = share > args.busy
-        entry |= {"load_average_before": load_average, "others_share": round(share, 4), "busy": busy}
+        entry |= {"load_average_before": load_average, "others_share": share, "busy": busy}
         note = f"others took {share:.1%}" + (", busy" if busy else "")
         figures = {k: round(v, 1) for k, v in entry["figures"].items()}
-        print(f"{round_number} {engine.name} {kind}: {note}: {figures}", file=sys.stderr, flush=True)
+        said = f"{round_number} {engine.name} {kind}: {note}: {figures}"
+        print(said, file=sys.stderr, flush=True)
         if "error" in entry:
             print(entry["error"], file=sys.stderr, flush=True)
         if "error" in entry or not busy:
@@ -104,7 +105,7 @@ def show(found):
     print("\n| | engine | value | Pomona's ratio to it |\n| --- | --- | --- | --- |")
     for what, by_engine in found.items():
         for name, cell in by_engine.items():
-            ratio = words(cell["ratio"], 2) if cell["called"] else "not called: too few quiet rounds"
+            ratio = words(cell["ratio"], 2) if cell["called"] else "too few quiet rounds"
             print(f"| {what} | {name} | {words(cell['value'])} | {ratio} |")
 
 

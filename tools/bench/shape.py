@@ -1,16 +1,16 @@
 """Writes a checkpoint of a common shape with random weights, for measurements of speed.
 
-    python tools/bench/shape.py VOCABULARY.gguf FOLDER [--seed 1] [--quantize LLAMA_BIN/llama-quantize]
+    python tools/bench/shape.py VOCABULARY.gguf FOLDER [--quantize LLAMA_BIN/llama-quantize]
 
-The shape is Llama 3.2 1B's with SmolLM2's vocabulary of 49,152: 1.07 G weights, the output matrix tied
-to the embeddings. FOLDER gets `shape-1b/` (safetensors, bf16) and the same weights as
-`shape-1b-BF16.gguf`. llama.cpp's own quantiser then makes Q8_0, Q4_0 (632 MB) and Q4_K_M (669 MB), as
-it would of any model: in the last two the tied embeddings are Q6_K. Tokeniser and template come from
-VOCABULARY.gguf, which has to have as many tokens. The same seed writes the same weights.
+The shape is Llama 3.2 1B's with SmolLM2's vocabulary of 49,152: 1.07 G weights, the output matrix
+tied to the embeddings. FOLDER gets `shape-1b/` (safetensors, bf16) and the same weights as
+`shape-1b-BF16.gguf`. llama.cpp's own quantiser then makes Q8_0, Q4_0 (632 MB) and Q4_K_M (669 MB),
+as it would of any model: in the last two the tied embeddings are Q6_K. Tokeniser and template come
+from VOCABULARY.gguf, which has to have as many tokens. The same seed writes the same weights.
 
-What such a model says has no sense, so that it tells nothing of quality. Its logits are of the usual
-size, and rows of the embeddings that are not plain text are small, so that answers are text and a
-stream has something to show for each token.
+What such a model says has no sense, so that it tells nothing of quality. Its logits are of the
+usual size, and rows of the embeddings that are not plain text are small, so that answers are text
+and a stream has something to show for each token.
 
 Needs numpy, gguf, and transformers for the folder's tokeniser (tools/golden/requirements.txt).
 """
