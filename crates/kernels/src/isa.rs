@@ -23,6 +23,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI and VNNI.
     Avx512,
+    /// The same, with tile registers for int8 and bf16 (AMX).
+    Amx,
 }
 
 /// Sixteen lanes of f32 as a tier keeps them. A value of a tier is proof that the machine has it:
@@ -36,6 +38,16 @@ pub(crate) trait Tier: Copy {
     fn store(self, x: Self::F, to: &mut [f32; LANES]);
     /// Widens half-precision numbers, given as bits.
     fn halves(self, x: &[u16; LANES]) -> Self::F;
+    /// Widens the lower of two bfloat16 numbers.
+    #[inline(always)]
+    fn lower_bfloats(self, x: &[u32; LANES]) -> Self::F {
+        self.load(&x.map(|bits| f32::from_bits(bits << 16)))
+    }
+    /// Widens the upper one.
+    #[inline(always)]
+    fn upper_bfloats(self, x: &[u32; LANES]) -> Self::F {
+        self.load(&x.map(|bits| f32::from_bits(bits & 0xffff_0000)))
+    }
     /// Widens signed bytes.
     fn bytes(self, x: &[u8; LANES]) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
@@ -99,16 +111,17 @@ impl Isa {
 
     /// All tiers that this machine runs, the reference first.
     pub fn available() -> Vec<Isa> {
-        let all = [Isa::Reference, Isa::Avx2, Isa::Avx512];
+        let all = [Isa::Reference, Isa::Avx2, Isa::Avx512, Isa::Amx];
         all.into_iter().filter(|isa| *isa <= Isa::detect()).collect()
     }
 
-    /// A short name: `reference`, `avx2`, `avx512`.
+    /// A short name: `reference`, `avx2`, `avx512`, `amx`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Reference => "reference",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 

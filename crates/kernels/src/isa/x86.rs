@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{Isa, Kernel, Portable, Tier};
 use crate::lanes::LANES;
+use crate::linear::amx;
 
 pub(super) fn detect() -> Isa {
     let avx2 = is_x86_feature_detected!("avx2")
@@ -16,6 +17,7 @@ pub(super) fn detect() -> Isa {
         && is_x86_feature_detected!("avx512vbmi")
         && is_x86_feature_detected!("avx512vnni");
     match (avx2, avx512) {
+        (true, true) if amx::detect() => Isa::Amx,
         (true, true) => Isa::Avx512,
         (true, false) => Isa::Avx2,
         _ => Isa::Reference,
@@ -27,8 +29,8 @@ pub(super) fn run<K: Kernel>(isa: Isa, kernel: K) {
         Isa::Reference => kernel.run(Portable),
         // SAFETY: Isa::run clamps the tier to what detect() found.
         Isa::Avx2 => unsafe { avx2(kernel) },
-        // SAFETY: as above.
-        Isa::Avx512 => unsafe { avx512(kernel) },
+        // SAFETY: as above. Tiles are for products only.
+        Isa::Avx512 | Isa::Amx => unsafe { avx512(kernel) },
     }
 }
 
@@ -131,6 +133,19 @@ impl Tier for Avx512 {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))
+        }
+    }
+    #[inline(always)]
+    fn lower_bfloats(self, x: &[u32; LANES]) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(x.as_ptr().cast()), 16)) }
+    }
+    #[inline(always)]
+    fn upper_bfloats(self, x: &[u32; LANES]) -> Self::F {
+        // SAFETY: see above.
+        unsafe {
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(x.as_ptr().cast()), upper))
         }
     }
     #[inline(always)]

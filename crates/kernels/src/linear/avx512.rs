@@ -7,7 +7,8 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::activations::{SPAN, Sums, Terms, Token};
+use super::activations::{SPAN, Sums, TILE, Terms, Token};
+use super::amx::integers::{TileProducts, TileSums};
 use super::packed::{BLOCK, GROUP, STEPS, integer_bytes, nibble_step};
 use super::panel::{GROUPS, Panel, Row};
 use super::{Activations, Slab};
@@ -20,8 +21,9 @@ const TOKENS: usize = 8;
 /// How far ahead of a single token's products weights are fetched, in bytes.
 const AHEAD: usize = 2048;
 
-/// Computes a slab.
-pub(super) fn run(slab: &Slab<'_>, activations: &Activations, panel: &mut Panel) {
+/// Computes a slab; with tile registers if `tiles`, which are there then.
+pub(super) fn run(slab: &Slab<'_>, activations: &Activations, panel: &mut Panel, tiles: bool) {
+    let panel = (panel, tiles);
     // SAFETY: dispatch chose this tier, which Isa::detect() found.
     unsafe {
         match slab.format {
@@ -62,7 +64,7 @@ trait Scales {
 unsafe fn groups<I: Integers, S: Scales>(
     slab: &Slab<'_>,
     activations: &Activations,
-    panel: &mut Panel,
+    (panel, tiles): (&mut Panel, bool),
 ) {
     // SAFETY: features are those of this function; groups are the slab's own.
     unsafe {
@@ -71,8 +73,11 @@ unsafe fn groups<I: Integers, S: Scales>(
             return slab.groups.clone().for_each(|group| work.group::<I, S>(group));
         }
         panel.size(slab.format, slab.cols);
+        let width = activations.width();
+        let tiles = if tiles { Some(TileProducts::new(S::PARTS, width)) } else { None };
         for tokens in slab.token_blocks(slab.cols / BLOCK * Activations::BLOCK_BYTES) {
-            let mut work = Many { slab, activations, panel, tokens };
+            let tiles = tiles.as_ref();
+            let mut work = Many { slab, activations, panel, tokens, tiles };
             let mut group = slab.groups.start;
             while group < slab.groups.end {
                 group += match slab.groups.end - group {
@@ -90,6 +95,7 @@ struct Many<'a> {
     activations: &'a Activations,
     panel: &'a mut Panel,
     tokens: Range<usize>,
+    tiles: Option<&'a TileProducts>,
 }
 
 impl Many<'_> {
@@ -106,6 +112,10 @@ impl Many<'_> {
             }
             let mut token = self.tokens.start;
             while token < self.tokens.end {
+                if let Some(tiles) = self.tiles {
+                    token += self.whole_tile::<S, G>(tiles, group, token);
+                    continue;
+                }
                 let side = self.activations.width() - token % self.activations.width();
                 token += match side.min(self.tokens.end - token) {
                     TOKENS.. => self.tile::<S, G, TOKENS>(group, token),
@@ -210,6 +220,70 @@ impl Many<'_> {
             }
         }
         T
+    }
+}
+
+impl Many<'_> {
+    /// Products of the panel's first `G` groups with all tokens that lie side by side with `token`,
+    /// the first of them, on tile registers; returns how many they are.
+    ///
+    /// # Safety
+    /// As for [`Many::groups`].
+    #[inline(always)]
+    unsafe fn whole_tile<S: Scales, const G: usize>(
+        &self,
+        tiles: &TileProducts,
+        group: usize,
+        token: usize,
+    ) -> usize {
+        let (panel, input) = (&*self.panel, self.activations.token(token));
+        let (blocks, width) = (panel.blocks, input.width);
+        let count = width.min(self.tokens.end - token);
+        // SAFETY: the caller has the features; blocks are the panel's, tokens lie side by side.
+        unsafe {
+            let zero = _mm512_setzero_ps();
+            let (mut sums, mut span) = ([[zero; TILE]; G], [[zero; TILE]; G]);
+            let mut integers = TileSums::new();
+            for b in 0..blocks {
+                for part in 0..S::PARTS {
+                    let terms = input.terms.as_ptr().add(b * width);
+                    tiles.multiply(panel, (b, part), terms, &mut integers);
+                    let of_token = input.sums.as_ptr().add(b * width);
+                    for g in 0..G {
+                        let at = panel.at(g, b) * S::PARTS + part;
+                        let d = row(panel.d.as_ptr().add(at));
+                        let m = row(panel.m.as_ptr().add(at));
+                        for t in 0..count {
+                            let high = _mm512_load_si512(integers.high[g][t].as_ptr().cast());
+                            let low = _mm512_load_si512(integers.low[g][t].as_ptr().cast());
+                            let value = _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
+                            let value = _mm512_cvtepi32_ps(value);
+                            let sum = _mm512_set1_ps(sum_of::<S>(of_token.add(t), part));
+                            span[g][t] = _mm512_fmadd_ps(value, d, span[g][t]);
+                            span[g][t] = _mm512_fmadd_ps(m, sum, span[g][t]);
+                        }
+                    }
+                }
+                if (b + 1) % SPAN == 0 || b + 1 == blocks {
+                    let scales = input.scales.as_ptr().add(b / SPAN * width);
+                    for t in 0..count {
+                        let scale = _mm512_set1_ps(*scales.add(t));
+                        for g in 0..G {
+                            sums[g][t] = _mm512_fmadd_ps(span[g][t], scale, sums[g][t]);
+                            span[g][t] = zero;
+                        }
+                    }
+                }
+            }
+            for g in 0..G {
+                for t in 0..count {
+                    let mut values = [0.0; GROUP];
+                    _mm512_storeu_ps(values.as_mut_ptr(), sums[g][t]);
+                    self.slab.sink.store(token + t, group + g, &values);
+                }
+            }
+        }
+        count
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use pomona_device::{Pool, split};
 
-use super::packed::GROUP;
+use super::packed::{GROUP, PAIR_BYTES};
 use super::{Shared, Slab};
 use crate::Format;
 use crate::isa::{Kernel, Tier};
@@ -75,16 +75,20 @@ impl Kernel for Dense<'_> {
 
 /// A dense format.
 trait Number {
+    /// Columns that lie together.
+    const COLUMNS: usize;
+    /// Bytes of sixteen rows of them.
     const BYTES: usize;
-    /// Sixteen of them in f32.
-    fn wide<T: Tier>(t: T, bytes: &[u8]) -> T::F;
+    /// One of these columns in f32.
+    fn wide<T: Tier>(t: T, bytes: &[u8], column: usize) -> T::F;
 }
 
 struct F32;
 impl Number for F32 {
-    const BYTES: usize = 4;
+    const COLUMNS: usize = 1;
+    const BYTES: usize = 4 * GROUP;
     #[inline(always)]
-    fn wide<T: Tier>(t: T, bytes: &[u8]) -> T::F {
+    fn wide<T: Tier>(t: T, bytes: &[u8], _: usize) -> T::F {
         let words = bytes.as_chunks::<4>().0;
         t.load(&std::array::from_fn(|i| f32::from_le_bytes(words[i])))
     }
@@ -92,9 +96,10 @@ impl Number for F32 {
 
 struct F16;
 impl Number for F16 {
-    const BYTES: usize = 2;
+    const COLUMNS: usize = 1;
+    const BYTES: usize = 2 * GROUP;
     #[inline(always)]
-    fn wide<T: Tier>(t: T, bytes: &[u8]) -> T::F {
+    fn wide<T: Tier>(t: T, bytes: &[u8], _: usize) -> T::F {
         let words = bytes.as_chunks::<2>().0;
         t.halves(&std::array::from_fn(|i| u16::from_le_bytes(words[i])))
     }
@@ -102,11 +107,13 @@ impl Number for F16 {
 
 struct BF16;
 impl Number for BF16 {
-    const BYTES: usize = 2;
+    const COLUMNS: usize = 2;
+    const BYTES: usize = PAIR_BYTES;
     #[inline(always)]
-    fn wide<T: Tier>(t: T, bytes: &[u8]) -> T::F {
-        let words = bytes.as_chunks::<2>().0;
-        t.bfloats(&std::array::from_fn(|i| u16::from_le_bytes(words[i])))
+    fn wide<T: Tier>(t: T, bytes: &[u8], column: usize) -> T::F {
+        let words = bytes.as_chunks::<4>().0;
+        let pairs = std::array::from_fn(|i| u32::from_le_bytes(words[i]));
+        if column == 0 { t.lower_bfloats(&pairs) } else { t.upper_bfloats(&pairs) }
     }
 }
 
@@ -167,18 +174,19 @@ impl Dense<'_> {
         let weights: [&[u8]; G] = std::array::from_fn(|g| self.slab.group(group + g));
         let tile = &self.x.values[token / width * cols * width..][..cols * width];
         let mut sums = [[t.splat(0.0); G]; K];
-        for (col, x) in tile.chunks_exact(width).enumerate() {
-            let x: &[f32; K] = x[token % width..].first_chunk().expect("tokens side by side");
-            let at = col * GROUP * N::BYTES;
-            let wide: [T::F; G] = std::array::from_fn(|g| {
-                // SAFETY: a group has as many bytes for each column.
-                let bytes = unsafe { weights[g].get_unchecked(at..at + GROUP * N::BYTES) };
-                N::wide(t, bytes)
-            });
-            for k in 0..K {
-                let x = t.splat(x[k]);
-                for g in 0..G {
-                    sums[k][g] = t.mul_add(wide[g], x, sums[k][g]);
+        for (together, x) in tile.chunks(width * N::COLUMNS).enumerate() {
+            let at = together * N::BYTES;
+            for (column, x) in x.chunks_exact(width).enumerate() {
+                let x: &[f32; K] = x[token % width..].first_chunk().expect("tokens side by side");
+                let wide: [T::F; G] = std::array::from_fn(|g| {
+                    // SAFETY: a group has as many bytes for columns that lie together.
+                    N::wide(t, unsafe { weights[g].get_unchecked(at..at + N::BYTES) }, column)
+                });
+                for k in 0..K {
+                    let x = t.splat(x[k]);
+                    for g in 0..G {
+                        sums[k][g] = t.mul_add(wide[g], x, sums[k][g]);
+                    }
                 }
             }
         }

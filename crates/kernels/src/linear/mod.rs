@@ -8,6 +8,8 @@
 //! Cost: bytes of the weights at few tokens (read once), 2 operations per weight and token at many.
 
 mod activations;
+#[cfg_attr(not(target_arch = "x86_64"), path = "portable_tiles.rs")]
+pub(crate) mod amx;
 #[cfg_attr(not(target_arch = "x86_64"), path = "portable.rs")]
 mod avx512;
 mod dense;
@@ -37,6 +39,7 @@ const FEW_TOKENS: usize = 8;
 pub(crate) struct Workspace {
     activations: Activations,
     tiles: dense::Tiles,
+    bf16_tiles: amx::Tiles,
     panels: Vec<Mutex<Panel>>,
 }
 
@@ -138,7 +141,7 @@ pub(crate) fn linear(
     parts: &mut [Part<'_>],
     how: (Write, &mut Workspace),
 ) {
-    let (write, Workspace { activations, tiles, panels }) = how;
+    let (write, Workspace { activations, tiles, bf16_tiles, panels }) = how;
     let tokens = x.len() / cols;
     if tokens == 0 {
         return;
@@ -146,11 +149,15 @@ pub(crate) fn linear(
     if parts.iter().any(|p| !dense::is_dense(p.format)) {
         activations.quantise(pool, isa, x, cols);
     }
-    if parts.iter().any(|p| dense::is_dense(p.format)) {
+    let on_tiles = |format| isa == Isa::Amx && format == Format::BF16;
+    if parts.iter().any(|p| dense::is_dense(p.format) && !on_tiles(p.format)) {
         tiles.fill(pool, x, cols);
     }
+    if parts.iter().any(|p| on_tiles(p.format)) {
+        bf16_tiles.fill(pool, x, cols);
+    }
     panels.resize_with(pool.threads().max(panels.len()), Mutex::default);
-    let (activations, tiles, panels) = (&*activations, &*tiles, &*panels);
+    let (x, panels) = ((&*activations, &*tiles, &*bf16_tiles), &*panels);
     let slabs: Vec<Slab<'_>> = parts
         .iter_mut()
         .map(|part| {
@@ -180,20 +187,23 @@ pub(crate) fn linear(
             let groups = group(start)..group(end);
             before += count * each;
             if !groups.is_empty() {
-                run_slab(isa, &Slab { groups, ..*slab }, (activations, tiles), &mut panel);
+                run_slab(isa, &Slab { groups, ..*slab }, x, &mut panel);
             }
         }
     });
 }
 
-fn run_slab(isa: Isa, slab: &Slab<'_>, x: (&Activations, &dense::Tiles), panel: &mut Panel) {
-    let (activations, tiles) = x;
-    if dense::is_dense(slab.format) {
-        isa.run(dense::Dense { slab, x: tiles });
-    } else if isa == Isa::Avx512 {
-        avx512::run(slab, activations, panel);
-    } else {
-        isa.run(reference::Quantised { slab, activations, panel });
+/// Activations in the forms that kernels take, each filled where it is needed.
+type Forms<'a> = (&'a Activations, &'a dense::Tiles, &'a amx::Tiles);
+
+fn run_slab(isa: Isa, slab: &Slab<'_>, x: Forms<'_>, panel: &mut Panel) {
+    let (activations, tiles, bf16_tiles) = x;
+    match (isa, slab.format) {
+        // SAFETY: dispatch chose this tier, which Isa::detect() found.
+        (Isa::Amx, Format::BF16) => unsafe { amx::bf16(slab, bf16_tiles) },
+        (_, format) if dense::is_dense(format) => isa.run(dense::Dense { slab, x: tiles }),
+        (Isa::Avx512 | Isa::Amx, _) => avx512::run(slab, activations, panel, isa == Isa::Amx),
+        _ => isa.run(reference::Quantised { slab, activations, panel }),
     }
 }
 

@@ -12,7 +12,8 @@
 //! | 6 | as 4 bits, then one vector for each half with the upper two bits of its four steps |
 //! | 8 | eight vectors |
 //!
-//! Dense formats lie column by column: sixteen numbers each, as stored in the file.
+//! Dense formats lie column by column: sixteen numbers each, as stored in the file. Two columns of
+//! BF16 lie together, a lane's numbers side by side, and columns of zeros fill the last block.
 //!
 //! Every integer format reads `value = d * w + m`, with `w` unsigned, and `d` and `m` given per
 //! row for a block or (Q6_K) for half of one.
@@ -26,13 +27,16 @@ use crate::lanes::LANES;
 
 /// Number of this layout: to be raised with every change of a packed matrix's bytes, so that files
 /// of packed matrices that earlier versions wrote are not taken for this one's.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 /// Rows of a group.
 pub(crate) const GROUP: usize = LANES;
 /// Columns of a block.
 pub(crate) const BLOCK: usize = 32;
 /// Steps of a block: four columns each.
 pub(crate) const STEPS: usize = BLOCK / 4;
+/// Pairs of BF16 columns that fill a tile register, and the bytes of one.
+pub(super) const PAIRS_AT_ONCE: usize = BLOCK / 2;
+pub(super) const PAIR_BYTES: usize = 4 * GROUP;
 /// Bytes that a group is rounded up to: a cache line.
 const ALIGN: usize = 64;
 /// Blocks that share the 16-bit scales of a K format.
@@ -69,7 +73,9 @@ fn factors_at(format: Format, block: usize) -> usize {
 
 /// Bytes of a group of `cols` columns.
 pub(crate) fn group_bytes(format: Format, cols: usize) -> usize {
-    let bytes = if is_dense(format) {
+    let bytes = if format == Format::BF16 {
+        cols.div_ceil(BLOCK) * PAIRS_AT_ONCE * PAIR_BYTES
+    } else if is_dense(format) {
         cols * GROUP * format.block_bytes()
     } else {
         let blocks = cols / BLOCK;
@@ -90,8 +96,9 @@ pub(crate) fn pack(format: Format, rows: &[u8], cols: usize, group: &mut [u8]) {
     let row_bytes = format.row_bytes(cols).expect("checked when the matrix was made");
     if is_dense(format) {
         return match format {
-            Format::F32 => pack_dense::<4>(rows, cols, group),
-            _ => pack_dense::<2>(rows, cols, group),
+            Format::F32 => pack_dense::<4, 1>(rows, cols, group),
+            Format::BF16 => pack_dense::<2, 2>(rows, cols, group),
+            _ => pack_dense::<2, 1>(rows, cols, group),
         };
     }
     let blocks = cols / BLOCK;
@@ -104,17 +111,18 @@ pub(crate) fn pack(format: Format, rows: &[u8], cols: usize, group: &mut [u8]) {
     }
 }
 
-/// Rows of numbers of `N` bytes, column by column, a tile of columns after the other: what a tile
-/// is written to stays in the first level of the cache until all rows have been there.
-fn pack_dense<const N: usize>(rows: &[u8], cols: usize, group: &mut [u8]) {
+/// Rows of numbers of `N` bytes, `C` columns together, a tile of columns after the other: what a
+/// tile is written to stays in the first level of the cache until all rows have been there.
+fn pack_dense<const N: usize, const C: usize>(rows: &[u8], cols: usize, group: &mut [u8]) {
     const TILE: usize = 128;
     let group = group.as_chunks_mut::<N>().0;
     for start in (0..cols).step_by(TILE) {
         let columns = start..cols.min(start + TILE);
         for (lane, row) in rows.chunks_exact(cols * N).enumerate() {
-            let places = group[columns.start * GROUP + lane..].iter_mut().step_by(GROUP);
-            for (place, value) in places.zip(&row.as_chunks::<N>().0[columns.clone()]) {
-                *place = *value;
+            let places = group[columns.start * GROUP + lane * C..].chunks_mut(GROUP * C);
+            let values = row.as_chunks::<N>().0[columns.clone()].chunks(C);
+            for (place, values) in places.zip(values) {
+                place[..values.len()].copy_from_slice(values);
             }
         }
     }
@@ -329,7 +337,12 @@ pub(crate) fn row(format: Format, group: &[u8], lane: usize, out: &mut [f32]) {
     let cols = out.len();
     if is_dense(format) {
         let size = format.block_bytes();
-        for (value, out) in group[lane * size..].chunks(GROUP * size).zip(out) {
+        let together = if format == Format::BF16 { 2 } else { 1 };
+        let columns = group.chunks(GROUP * together * size);
+        let values = columns.flat_map(|column| {
+            column[lane * together * size..][..together * size].chunks_exact(size)
+        });
+        for (value, out) in values.zip(out) {
             *out = match format {
                 Format::F32 => f32::from_le_bytes([value[0], value[1], value[2], value[3]]),
                 Format::F16 => f16::from_le_bytes([value[0], value[1]]).to_f32(),
@@ -398,7 +411,7 @@ mod tests {
                 sum = (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
             }
         }
-        // With other bytes than version 1 had, LAYOUT is to be raised, and then both stand here.
-        assert_eq!((LAYOUT, sum), (1, 5_980_614_261_726_824_614));
+        // With other bytes than this version has, LAYOUT is to be raised, and then both stand here.
+        assert_eq!((LAYOUT, sum), (2, 325_842_209_404_709_594));
     }
 }

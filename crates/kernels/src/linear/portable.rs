@@ -5,6 +5,6 @@ use super::{Activations, Slab, reference};
 use crate::Isa;
 
 /// Computes a slab.
-pub(super) fn run(slab: &Slab<'_>, activations: &Activations, panel: &mut Panel) {
+pub(super) fn run(slab: &Slab<'_>, activations: &Activations, panel: &mut Panel, _: bool) {
     Isa::Reference.run(reference::Quantised { slab, activations, panel });
 }

@@ -288,7 +288,7 @@ mod tests {
         use clap::Parser;
         let given = "x --max-model-len 4K --kv-cache-dtype bfloat16 --scheduling-policy fair \
                      --no-enable-prefix-caching --kv-cache-memory 1GiB --threads 2 --seed 3 \
-                     --weight-cache /tmp/x --weight-cache-size 1GiB";
+                     --weight-cache /srv/x --weight-cache-size 1GiB";
         let first = Probe::parse_from(given.split_whitespace()).engine;
         let flags = first.to_flags();
         let again = Probe::parse_from(["x".to_owned()].into_iter().chain(flags.clone())).engine;

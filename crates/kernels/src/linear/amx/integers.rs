@@ -1,0 +1,79 @@
+//! Integer products of an unpacked panel on tile registers.
+
+use std::arch::asm;
+
+use super::{Configured, Shapes, load, multiply, store, zero};
+use crate::linear::activations::Terms;
+use crate::linear::packed::{BLOCK, GROUP, STEPS};
+use crate::linear::panel::{GROUPS, Panel};
+
+/// Most tokens of a tile.
+const TILE: usize = super::TILE;
+
+/// Sums of integer products of a block: `256 * high + low` for each token and row.
+#[repr(C, align(64))]
+pub(in crate::linear) struct TileSums {
+    pub(in crate::linear) high: [[[i32; GROUP]; TILE]; GROUPS],
+    pub(in crate::linear) low: [[[i32; GROUP]; TILE]; GROUPS],
+}
+
+impl TileSums {
+    pub(in crate::linear) fn new() -> TileSums {
+        let zero = [[[0; GROUP]; TILE]; GROUPS];
+        TileSums { high: zero, low: zero }
+    }
+}
+
+/// Tile registers set up for a panel and `width` tokens side by side.
+pub(in crate::linear) struct TileProducts {
+    parts: usize,
+    _registers: Configured,
+}
+
+impl TileProducts {
+    /// # Safety
+    /// The machine has tile registers, and the system lets us use them.
+    pub(in crate::linear) unsafe fn new(parts: usize, width: usize) -> TileProducts {
+        let (a, b, c) = ((width, BLOCK / parts), (STEPS / parts, 64), (width, 64));
+        // SAFETY: by contract.
+        let registers = unsafe { Configured::new(&Shapes::new([c, c, c, c, a, a, b, b])) };
+        TileProducts { parts, _registers: registers }
+    }
+
+    /// Multiplies part `part` of block `b`, for all groups of the panel and the tokens side by
+    /// side whose block is at `terms`.
+    ///
+    /// # Safety
+    /// As many tokens lie there as were told to [`TileProducts::new`]; the panel has the block.
+    pub(in crate::linear) unsafe fn multiply(
+        &self,
+        panel: &Panel,
+        (b, part): (usize, usize),
+        terms: *const Terms,
+        sums: &mut TileSums,
+    ) {
+        // SAFETY: by contract; what is stored has room for a register.
+        unsafe {
+            let high = terms.cast::<i8>().add(part * BLOCK / self.parts);
+            let step =
+                |g: usize| panel.w.as_ptr().add(panel.at(g, b) * STEPS + part * STEPS / self.parts);
+            load!(4, high, size_of::<Terms>());
+            load!(5, high.add(BLOCK), size_of::<Terms>());
+            load!(6, step(0), 64usize);
+            load!(7, step(1), 64usize);
+            zero!(0);
+            zero!(1);
+            zero!(2);
+            zero!(3);
+            // Activations are signed, weights are not.
+            multiply!("tdpbsud", 0, 4, 6);
+            multiply!("tdpbsud", 1, 4, 7);
+            multiply!("tdpbsud", 2, 5, 6);
+            multiply!("tdpbsud", 3, 5, 7);
+            store!(0, sums.high[0].as_mut_ptr(), 64usize);
+            store!(1, sums.high[1].as_mut_ptr(), 64usize);
+            store!(2, sums.low[0].as_mut_ptr(), 64usize);
+            store!(3, sums.low[1].as_mut_ptr(), 64usize);
+        }
+    }
+}
