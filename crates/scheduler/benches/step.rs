@@ -1,5 +1,5 @@
-//! What a step costs the scheduler: plan and commit, with all requests decoding, and with requests
-//! that come and go.
+//! What a step costs the scheduler: plan and commit, with all requests decoding, with requests that
+//! come and go, and with drafts that are all right.
 //!
 //!     cargo bench -p pomona-scheduler
 //!
@@ -10,7 +10,9 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use pomona_scheduler::batch::{Config, Effects, Ordering, Sampled, State, StepPlan, StepResult};
+use pomona_scheduler::batch::{
+    Config, Effects, Lookup, Method, Ordering, Sampled, Speculation, State, StepPlan, StepResult,
+};
 use pomona_types::{LayerKind, Micros, Request, RequestId, Sampling, TenantId};
 
 /// Steps that are measured.
@@ -18,6 +20,8 @@ const STEPS: usize = 500;
 const PROMPT_TOKENS: u32 = 256;
 /// Enough that none ends by its length.
 const OUTPUT_TOKENS: u32 = STEPS as u32 * 3 / 2;
+/// Drafts in a row.
+const DRAFTS: u32 = 4;
 
 fn main() -> ExitCode {
     println!("running  groups   load        median us  min us  p99 us  steps that allocate");
@@ -26,9 +30,11 @@ fn main() -> ExitCode {
         for groups in [1, 2] {
             // The promise is about decoding with one group of layers.
             let limit_us = if groups == 1 { limit_us } else { f64::INFINITY };
-            let (median, allocating) = Bench::new(running, groups).decode();
+            let (median, allocating) = Bench::new(running, groups, 0).decode("decode");
             kept &= median < limit_us && allocating == 0;
-            Bench::new(running, groups).turnover();
+            Bench::new(running, groups, 0).turnover();
+            let (_, allocating) = Bench::new(running, groups, DRAFTS).decode("drafts");
+            kept &= allocating == 0;
         }
     }
     if kept {
@@ -50,12 +56,19 @@ struct Bench {
 }
 
 impl Bench {
-    /// All requests submitted and past their prompts.
-    fn new(running: u32, groups: usize) -> Bench {
-        let len = PROMPT_TOKENS + 16 + OUTPUT_TOKENS;
+    /// All requests submitted and past their prompts, with drafts if there are to be any.
+    fn new(running: u32, groups: usize, drafts: u32) -> Bench {
+        let output_tokens = OUTPUT_TOKENS * (1 + drafts);
+        let len = PROMPT_TOKENS + 16 + output_tokens;
+        let speculation = Speculation {
+            method: Method::Lookup(Lookup { min: 2, max: 4, drafts_per_token: f32::INFINITY }),
+            num_speculative_tokens: DRAFTS,
+            free_tokens: f32::MAX,
+            draft_cost: 0.0,
+        };
         let config = Config {
             max_num_seqs: running,
-            max_num_batched_tokens: running.max(8192),
+            max_num_batched_tokens: (running * (1 + drafts)).max(8192),
             max_model_len: len,
             blocks: running * len.div_ceil(16) * groups as u32,
             groups: [LayerKind::Full, LayerKind::Sliding { window: 512 }][..groups].to_vec(),
@@ -63,6 +76,7 @@ impl Bench {
             ordering: Ordering::Fcfs,
             max_waiting: running,
             eos_token_ids: vec![0],
+            speculation: (drafts > 0).then_some(speculation),
         };
         let mut bench = Bench {
             state: State::new(config).unwrap(),
@@ -75,7 +89,7 @@ impl Bench {
             now: 0,
         };
         for _ in 0..running {
-            bench.submit(OUTPUT_TOKENS);
+            bench.submit(output_tokens);
         }
         while bench.state.stats().waiting > 0 {
             bench.step(|_| 1);
@@ -116,17 +130,19 @@ impl Bench {
         };
         timed(&mut || assert!(self.state.plan(Micros(self.now), &mut self.plan)));
         self.result.sampled.clear();
-        let rows = (0u32..).zip(&self.plan.rows).filter(|(_, row)| row.sample);
-        self.result.sampled.extend(rows.map(|(row, _)| Sampled { row, token: token(row) }));
+        for (at, row) in (0u32..).zip(&self.plan.rows).filter(|(_, row)| row.sample) {
+            let sampled = Sampled { row: at, token: token(at) };
+            self.result.sampled.extend((0..=row.drafts).map(|_| sampled));
+        }
         let Bench { state, plan, result, effects, .. } = self;
         timed(&mut || state.commit(Micros(self.now), plan, result, effects));
         (seconds, allocations)
     }
 
     /// All decode; returns the median in microseconds and how many steps allocated.
-    fn decode(mut self) -> (f64, usize) {
+    fn decode(mut self, load: &str) -> (f64, usize) {
         let steps: Vec<_> = (0..STEPS).map(|_| self.step(|_| 7)).collect();
-        self.report("decode", &steps)
+        self.report(load, &steps)
     }
 
     /// In each step one request ends and another comes.

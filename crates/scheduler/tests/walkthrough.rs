@@ -18,6 +18,7 @@ fn a_request_from_submission_to_its_end() {
         ordering: Ordering::Fcfs,
         max_waiting: 16,
         eos_token_ids: vec![0],
+        speculation: None,
     })
     .unwrap();
     let request = Request {

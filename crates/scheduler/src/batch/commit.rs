@@ -4,7 +4,7 @@ use pomona_types::{BLOCK_TOKENS, FinishReason, Micros, TenantId, TokenId};
 
 use super::State;
 use super::blocks::NONE;
-use super::plan::{Effect, Effects, NO_BLOCK, StepPlan, StepResult};
+use super::plan::{Effect, Effects, NO_BLOCK, PlanRow, Sampled, StepPlan, StepResult};
 
 impl State {
     /// Takes note of a step: computed tokens, sampled tokens, ends. Appends to `effects`.
@@ -20,11 +20,15 @@ impl State {
         effects: &mut Effects,
     ) {
         assert_eq!(self.in_flight.take(), Some(plan.step), "another plan is being computed");
-        let mut sampled = result.sampled.iter().peekable();
+        let mut sampled = result.sampled.as_slice();
         let mut charge = (TenantId(0), 0);
         for (at, row) in (0u32..).zip(&plan.rows) {
-            let token = sampled.next_if(|s| s.row == at).map(|s| s.token);
-            assert_eq!(row.sample, token.is_some(), "row {at} of step {}: sample", plan.step);
+            let most = usize::from(row.sample) + row.drafts as usize;
+            let own = sampled.iter().take(most).take_while(|s| s.row == at).count();
+            let tokens;
+            (tokens, sampled) = sampled.split_at(own);
+            assert_eq!(row.sample, own > 0, "row {at} of step {}: sample", plan.step);
+            let kept = own as u32 - u32::from(row.sample);
             let index = self.by_slot[row.slot as usize];
             let record = &mut self.records[index as usize];
             assert!(record.id == row.id, "a request in a step stays until its commit");
@@ -33,10 +37,11 @@ impl State {
                 self.shares.charge(charge.0, charge.1);
                 charge = (record.tenant, 0);
             }
-            charge.1 += row.count;
+            let known = row.count - row.drafts;
+            charge.1 += known + kept;
             let from = record.computed;
             record.in_flight = false;
-            record.computed += row.count;
+            record.computed += known;
             let in_prompt = record.prompt_len.min(record.computed).saturating_sub(from);
             self.counters.prompt_tokens += u64::from(in_prompt);
             let aborted = record.aborted;
@@ -46,12 +51,14 @@ impl State {
             if aborted {
                 let end = self.end(now, index, FinishReason::Abort);
                 effects.list.push(end);
-            } else if let Some(token) = token {
-                self.accept(now, index, token, effects);
+            } else if row.drafts > 0 {
+                self.accept_run(now, row, tokens, effects);
+            } else if let [sampled] = tokens {
+                self.accept(now, index, sampled.token, effects);
             }
         }
         self.shares.charge(charge.0, charge.1);
-        assert!(sampled.next().is_none(), "step {}: more samples than rows", plan.step);
+        assert!(sampled.is_empty(), "step {}: more samples than rows", plan.step);
         self.drain_aborted(effects);
         self.assert_sane();
     }
@@ -79,8 +86,49 @@ impl State {
         }
     }
 
+    /// Accepts the tokens of a row with drafts one by one, as steps without drafts would have, and
+    /// gives back the blocks of wrong drafts. The request may end on the way.
+    fn accept_run(
+        &mut self,
+        now: Micros,
+        row: &PlanRow,
+        tokens: &[Sampled],
+        effects: &mut Effects,
+    ) {
+        let index = self.by_slot[row.slot as usize];
+        let kept = tokens.len() as u32 - 1;
+        self.counters.drafts += 1;
+        self.counters.draft_tokens += u64::from(row.drafts);
+        self.counters.accepted_tokens += u64::from(kept);
+        self.record_mut(index).acceptance.learn(row.drafts, kept);
+        for (draft, sampled) in tokens.iter().enumerate() {
+            if draft > 0 {
+                let record = &mut self.records[index as usize];
+                record.computed += 1;
+                if self.config.prefix_caching && record.has_full_block_to_cache() {
+                    self.cache_full_blocks(index);
+                }
+            }
+            if !self.accept(now, index, sampled.token, effects) {
+                return;
+            }
+        }
+        let record = &mut self.records[index as usize];
+        let kept_blocks = record.computed.div_ceil(BLOCK_TOKENS);
+        for table in &mut record.tables {
+            for block in table.drain(kept_blocks as usize..) {
+                self.blocks.release(block);
+                record.held -= 1;
+                self.entries -= 1;
+            }
+        }
+        record.table_len = kept_blocks;
+        record.told = record.told.min(kept_blocks);
+    }
+
+    /// Appends a token; `false` if the request ends with it.
     #[inline]
-    fn accept(&mut self, now: Micros, index: u32, token: TokenId, effects: &mut Effects) {
+    fn accept(&mut self, now: Micros, index: u32, token: TokenId, effects: &mut Effects) -> bool {
         let ends_model = self.config.eos_token_ids.contains(&token);
         let record = &mut self.records[index as usize];
         record.push(token);
@@ -98,5 +146,6 @@ impl State {
             let end = self.end(now, index, reason);
             effects.list.push(end);
         }
+        reason.is_none()
     }
 }

@@ -2,7 +2,7 @@
 
 use pomona_types::{BLOCK_TOKENS, LayerKind, TokenId};
 
-use super::Ordering;
+use super::{Ordering, Speculation};
 
 /// Fixed for the life of a [`State`](super::State). Names are vLLM's.
 #[derive(Clone, Debug)]
@@ -25,12 +25,14 @@ pub struct Config {
     pub max_waiting: u32,
     /// Tokens that end a sequence.
     pub eos_token_ids: Vec<TokenId>,
+    /// How decoding rows get drafts, if they do.
+    pub speculation: Option<Speculation>,
 }
 
 /// A limit that makes no sense; says which.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct ConfigError(String);
+pub struct ConfigError(pub(super) String);
 
 /// Most blocks: the device addresses a token's KV by `block * 16 + offset` in 32 bits.
 const BLOCKS_MAX: u32 = (u32::MAX / BLOCK_TOKENS) - 1;
@@ -63,7 +65,7 @@ impl Config {
         if self.groups.contains(&LayerKind::Sliding { window: 0 }) {
             return bad("a sliding window holds at least one token".to_owned());
         }
-        Ok(())
+        self.speculation.as_ref().map_or(Ok(()), Speculation::check)
     }
 
     /// Blocks that one sequence of `tokens` tokens holds at most, over all groups.

@@ -1,9 +1,9 @@
 //! Requests to steps: continuous batching over paged blocks.
 //!
-//! One rule, no phases: a request has tokens computed and tokens known; each step hands out a token
-//! budget so that computed catches up with known. Chunked prefill, prefix hits, decode and
-//! recompute after a preemption all follow from it. [`State::plan`] decides, the caller computes,
-//! [`State::commit`] takes note.
+//! One rule, no phases: a request has tokens computed and tokens known or guessed; each step hands
+//! out a token budget so that computed catches up. Chunked prefill, prefix hits, decode, speculation
+//! and recompute after a preemption all follow from it. [`State::plan`] decides, the caller
+//! computes, [`State::commit`] takes note.
 
 mod blocks;
 mod commit;
@@ -13,6 +13,7 @@ mod plan;
 mod planning;
 mod prefix;
 mod record;
+mod speculation;
 mod state;
 
 #[cfg(test)]
@@ -21,4 +22,5 @@ mod tests;
 pub use config::{Config, ConfigError};
 pub use ordering::Ordering;
 pub use plan::{Effect, Effects, NO_BLOCK, PlanRow, Sampled, StepPlan, StepResult};
+pub use speculation::{Lookup, Method, Speculation};
 pub use state::{State, Stats};

@@ -14,7 +14,8 @@ pub struct StepPlan {
     pub step: u64,
     /// What each request does in this step.
     pub rows: Vec<PlanRow>,
-    /// Input tokens, `rows[i].count` for each row, concatenated.
+    /// Input tokens, `rows[i].count` for each row, concatenated. Drafts of a draft model are 0: the
+    /// executor writes them in.
     pub tokens: Vec<TokenId>,
     /// What was added to block tables. The executor keeps a table per slot and layer group: it cuts
     /// those of row `i` to `rows[i].known` entries, then appends block ids (`NO_BLOCK` before a
@@ -34,9 +35,11 @@ pub struct PlanRow {
     pub slot: u32,
     /// Tokens whose KV is there already: the position of this row's first token.
     pub computed: u32,
-    /// Tokens to compute now, at least 1.
+    /// Tokens to compute now, drafts included, at least 1.
     pub count: u32,
-    /// Whether the last token's logits are to be sampled.
+    /// How many of them, at the end, are drafts.
+    pub drafts: u32,
+    /// Whether the logits of the last known token, and then those of drafts, are to be sampled.
     pub sample: bool,
     /// Whether logits of all of this row's tokens are wanted (prompt log-probabilities).
     pub prompt_logits: bool,
@@ -53,7 +56,8 @@ pub struct PlanRow {
 /// What execution found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepResult {
-    /// One entry per row with `sample`, in row order.
+    /// For each row with `sample`, in row order: the token after its last known one, and as long as
+    /// the draft there equals it, the token after that draft.
     pub sampled: Vec<Sampled>,
 }
 

@@ -1,6 +1,6 @@
 //! What the next step computes.
 
-use pomona_types::{BLOCK_TOKENS, Micros, QosClass};
+use pomona_types::{BLOCK_TOKENS, Micros, QosClass, TokenId};
 
 use super::State;
 use super::blocks::NONE;
@@ -8,6 +8,7 @@ use super::config::{first_visible_block, next_drop};
 use super::ordering::STARVATION_AFTER;
 use super::plan::{NO_BLOCK, PlanRow, StepPlan};
 use super::record::{Record, Status};
+use super::speculation::Method;
 
 /// Blocks are kept back for the growth of running requests, at most this share of the pool.
 const RESERVE_SHARE: u32 = 50;
@@ -44,12 +45,15 @@ impl State {
     }
 
     fn plan_running(&mut self, plan: &mut StepPlan, budget: &mut u32) {
+        let speculates = self.config.speculation.is_some();
+        // Tokens that the step computes: all that is known, and what is drafted on the way.
+        let mut tokens = if speculates { self.tokens_due(*budget) } else { 0 };
         let mut at = 0;
         while at < self.running.len() && *budget > 0 {
             let index = self.running[at];
             let record = &mut self.records[index as usize];
-            if record.only_decodes() {
-                emit(record, 1, false, plan);
+            if record.only_decodes() && !speculates {
+                emit(record, 1, Drafts::NONE, false, plan);
                 *budget -= 1;
                 at += 1;
                 continue;
@@ -57,9 +61,11 @@ impl State {
             self.drop_unseen(index);
             let count = self.affordable(index, *budget);
             if count > 0 {
-                self.extend(index, count);
-                emit(self.record_mut(index), count, false, plan);
-                *budget -= count;
+                let drafts = self.drafts(index, tokens);
+                tokens += drafts.count;
+                self.extend(index, count + drafts.count);
+                emit(self.record_mut(index), count, drafts, false, plan);
+                *budget -= count + drafts.count;
                 at += 1;
             } else {
                 let victim = self.victim(at);
@@ -75,6 +81,50 @@ impl State {
         let blocks = record.table_len + self.blocks.free() / groups;
         let room = blocks.saturating_mul(BLOCK_TOKENS) - record.computed;
         (record.len() - record.computed).min(budget).min(room)
+    }
+
+    /// Tokens that are known and not computed, within a budget; all of it if requests wait.
+    fn tokens_due(&self, budget: u32) -> u32 {
+        if !self.waiting.is_empty() && !self.slots.is_empty() {
+            return budget;
+        }
+        let due = |index: &u32| {
+            let record = self.record(*index);
+            u64::from(record.len() - record.computed)
+        };
+        u64::from(budget).min(self.running.iter().map(due).sum()) as u32
+    }
+
+    /// Drafts for a running request in a step that computes `tokens` tokens without them. They
+    /// take no token of the budget and no block that others need for what they know.
+    fn drafts(&mut self, index: u32, tokens: u32) -> Drafts {
+        let Some(speculation) = &self.config.speculation else { return Drafts::NONE };
+        let groups = self.config.groups.len() as u32;
+        let spare = self.blocks.free() / groups;
+        let blocks = spare.saturating_sub(self.running.len() as u32);
+        let record = &mut self.records[index as usize];
+        if record.computed + 1 != record.len() || record.wants_prompt_logits() {
+            return Drafts::NONE;
+        }
+        let worthwhile = speculation.worthwhile(record.acceptance, tokens);
+        if worthwhile == 0 {
+            record.acceptance.forget();
+            return Drafts::NONE;
+        }
+        let room = (record.table_len.saturating_add(blocks)).saturating_mul(BLOCK_TOKENS);
+        let most = worthwhile
+            .min(self.config.max_num_batched_tokens.saturating_sub(tokens))
+            .min(room.saturating_sub(record.len()))
+            // One more token than there are drafts comes of them.
+            .min(record.len_max - record.len() - 1);
+        let Method::Lookup(lookup) = &speculation.method else {
+            return Drafts { count: most, from: None };
+        };
+        record.settle();
+        match lookup.find(&record.tokens) {
+            Some((from, count)) => Drafts { count: count.min(most), from: Some(from) },
+            None => Drafts::NONE,
+        }
     }
 
     /// Whom to preempt, as an index into `running`, from `at` on (earlier ones are planned): the
@@ -111,7 +161,7 @@ impl State {
             let count = self.affordable(index, *budget);
             assert!(count > 0, "an admitted request has room for a token");
             self.extend(index, count);
-            emit(self.record_mut(index), count, true, plan);
+            emit(self.record_mut(index), count, Drafts::NONE, true, plan);
             *budget -= count;
         }
     }
@@ -287,35 +337,63 @@ impl State {
     }
 }
 
+/// Guesses at a request's next tokens.
+#[derive(Clone, Copy)]
+struct Drafts {
+    count: u32,
+    /// Where among its tokens they stand, or `None` if a model is to make them.
+    from: Option<usize>,
+}
+
+impl Drafts {
+    const NONE: Drafts = Drafts { count: 0, from: None };
+
+    /// Appends them to `tokens`, or zeros in their place. What they copy may reach into themselves.
+    fn write(self, known: &[TokenId], tokens: &mut Vec<TokenId>) {
+        let first = tokens.len();
+        for i in 0..self.count as usize {
+            let token = self.from.map_or(0, |from| match known.get(from + i) {
+                Some(token) => *token,
+                None => tokens[first + from + i - known.len()],
+            });
+            tokens.push(token);
+        }
+    }
+}
+
 /// Adds a request's row, with what it has of new blocks.
-fn emit(record: &mut Record, count: u32, first: bool, plan: &mut StepPlan) {
+fn emit(record: &mut Record, known: u32, drafts: Drafts, first: bool, plan: &mut StepPlan) {
     record.in_flight = true;
     let Status::Running { slot } = record.status else {
         unreachable!("only running requests are planned")
     };
-    let (end, len) = (record.computed + count, record.len());
-    let (known, table_len) = (record.told, end.div_ceil(BLOCK_TOKENS));
+    let (end, len) = (record.computed + known, record.len());
+    let (told, table_len) = (record.told, (end + drafts.count).div_ceil(BLOCK_TOKENS));
     plan.rows.push(PlanRow {
         id: record.id,
         slot,
         computed: record.computed,
-        count,
+        count: known + drafts.count,
+        drafts: drafts.count,
         sample: end == len,
         prompt_logits: record.wants_prompt_logits(),
         first,
-        known,
+        known: told,
         table_len,
         added: plan.blocks.len() as u32,
     });
-    if count == 1 && end == len {
+    if known == 1 && end == len {
         plan.tokens.push(record.last);
     } else {
         record.settle();
         plan.tokens.extend_from_slice(&record.tokens[record.computed as usize..end as usize]);
     }
-    if known < table_len {
+    if drafts.count > 0 {
+        drafts.write(&record.tokens, &mut plan.tokens);
+    }
+    if told < table_len {
         for table in &record.tables {
-            plan.blocks.extend_from_slice(&table[known as usize..table_len as usize]);
+            plan.blocks.extend_from_slice(&table[told as usize..table_len as usize]);
         }
         record.told = table_len;
     }

@@ -2,6 +2,8 @@
 
 use pomona_types::{BLOCK_TOKENS, Micros, QosClass, RequestId, TenantId, TokenId};
 
+use super::speculation::Acceptance;
+
 /// Tokens that a record keeps at hand.
 pub(super) const RECENT: usize = 8;
 
@@ -72,6 +74,8 @@ pub(super) struct Record {
     pub(super) arrival: u64,
     pub(super) submitted: Micros,
     pub(super) started: Option<Micros>,
+    /// How well its drafts do.
+    pub(super) acceptance: Acceptance,
 }
 
 impl Record {

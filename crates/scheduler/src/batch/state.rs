@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use pomona_types::{FinishReason, Micros, Refusal, Request, RequestId};
+use pomona_types::{BLOCK_TOKENS, FinishReason, Micros, Refusal, Request, RequestId};
 
 use super::blocks::{Blocks, NONE};
 use super::ordering::Shares;
 use super::plan::{Effect, Effects, NO_BLOCK};
 use super::prefix::PrefixTree;
 use super::record::{RECENT, Record, Status};
+use super::speculation::Acceptance;
 use super::{Config, ConfigError};
 
 /// Waiting requests of 256 tokens or so finish at about this rate per running slot: a first guess
@@ -66,6 +67,12 @@ pub struct Stats {
     pub prompt_tokens: u64,
     /// Tokens sampled.
     pub generation_tokens: u64,
+    /// Rows with drafts.
+    pub drafts: u64,
+    /// Drafts in them.
+    pub draft_tokens: u64,
+    /// Drafts that were right.
+    pub accepted_tokens: u64,
 }
 
 impl State {
@@ -149,7 +156,7 @@ impl State {
         let mut tokens = Vec::with_capacity(len_max as usize);
         tokens.extend_from_slice(&prompt);
         let groups = self.config.groups.len();
-        let table = || Vec::with_capacity(len_max.div_ceil(pomona_types::BLOCK_TOKENS) as usize);
+        let table = || Vec::with_capacity(len_max.div_ceil(BLOCK_TOKENS) as usize);
         self.arrivals += 1;
         let prompt_len = tokens.len() as u32;
         let record = Record {
@@ -184,6 +191,7 @@ impl State {
             chain: table(),
             cached_tokens: 0,
             preemptions: 0,
+            acceptance: Acceptance::new(),
             in_flight: false,
             aborted: false,
         };
@@ -332,6 +340,7 @@ impl State {
             assert!(matches!(record.status, Status::Running { .. }));
             assert_eq!(record.chain.len(), record.chained as usize);
             assert_eq!(record.tokens.len(), record.settled as usize);
+            assert_eq!(record.table_len, record.computed.div_ceil(BLOCK_TOKENS));
             let entries = record.tables.iter().flatten().filter(|block| **block != NO_BLOCK);
             assert_eq!(entries.count(), record.held as usize);
             for (table, dropped) in record.tables.iter().zip(&record.dropped) {

@@ -82,7 +82,22 @@ fn config(dice: &mut Dice) -> Config {
         ordering: [Ordering::Fcfs, Ordering::Priority, Ordering::Fair][dice.below(3) as usize],
         max_waiting: 1 + dice.below(30),
         eos_token_ids: vec![0],
+        speculation: speculation(dice),
     }
+}
+
+/// None in every other world.
+fn speculation(dice: &mut Dice) -> Option<Speculation> {
+    let method = match dice.below(6) {
+        0 => Method::DraftModel,
+        1 => Method::Lookup(Lookup { min: 1, max: 3, drafts_per_token: f32::INFINITY }),
+        2 => Method::Lookup(Lookup { min: 1, max: 24, drafts_per_token: 1.0 }),
+        _ => return None,
+    };
+    let num_speculative_tokens = 1 + dice.below(40);
+    // Mostly so cheap that every request gets them.
+    let free_tokens = [Speculation::FREE_TOKENS, 1e6, 1e6][dice.below(3) as usize];
+    Some(Speculation { method, num_speculative_tokens, free_tokens, draft_cost: 0.0 })
 }
 
 impl World {
@@ -170,6 +185,7 @@ impl World {
         let planned = self.state.plan(self.now, &mut plan);
         if planned {
             self.events += plan.rows.len() as u64;
+            self.write_drafts(&mut plan);
             let result = self.compute(&plan);
             if self.dice.below(5) == 0 {
                 self.abort();
@@ -196,7 +212,8 @@ impl World {
                 assert_eq!(row.added as usize, start);
             }
             for table in &mut self.tables[row.slot as usize] {
-                assert!(row.first || table.len() == row.known as usize);
+                // Blocks of wrong drafts stand there until now.
+                assert!(row.first || table.len() >= row.known as usize);
                 table.truncate(row.known as usize);
                 let added = (row.table_len - row.known) as usize;
                 table.extend_from_slice(&plan.blocks[start..start + added]);
@@ -204,6 +221,27 @@ impl World {
             }
         }
         assert_eq!(start, plan.blocks.len());
+    }
+
+    /// What a draft model does.
+    fn write_drafts(&mut self, plan: &mut StepPlan) {
+        let method = self.config.speculation.as_ref().map(|s| &s.method);
+        if method != Some(&Method::DraftModel) {
+            return;
+        }
+        let mut end = 0;
+        for row in &plan.rows {
+            end += row.count as usize;
+            plan.tokens[end - row.drafts as usize..end].fill_with(|| self.dice.below(4));
+        }
+    }
+
+    /// A token that is the draft in one of two cases.
+    fn sample(&mut self, draft: Option<&TokenId>) -> TokenId {
+        match draft {
+            Some(draft) if self.dice.below(2) == 0 => *draft,
+            _ => self.dice.below(30),
+        }
     }
 
     fn compute(&mut self, plan: &StepPlan) -> StepResult {
@@ -218,11 +256,16 @@ impl World {
         for (at, row) in plan.rows.iter().enumerate() {
             let truth = &self.alive[&row.id];
             let end = (row.computed + row.count) as usize;
-            let known = &truth.tokens[row.computed as usize..end];
-            assert_eq!(known, &plan.tokens[first..first + row.count as usize]);
-            assert_eq!(row.sample, end == truth.tokens.len());
+            let known = &truth.tokens[row.computed as usize..end - row.drafts as usize];
+            let (planned, drafts) =
+                plan.tokens[first..first + row.count as usize].split_at(known.len());
+            assert_eq!(known, planned);
+            assert_eq!(row.sample, end - drafts.len() == truth.tokens.len());
+            assert!(drafts.is_empty() || row.sample);
+            let room = truth.max_tokens as usize + truth.prompt_len - truth.tokens.len();
+            assert!(drafts.len() < room, "drafts beyond the request's end");
             first += row.count as usize;
-            let digests = digests(truth.tenant, &truth.tokens);
+            let digests = digests(truth.tenant, &[&truth.tokens, drafts].concat());
             for group in 0..self.config.groups.len() {
                 let table = &self.tables[row.slot as usize][group];
                 for position in row.computed as usize..end {
@@ -232,14 +275,21 @@ impl World {
                         (group, digests[position]);
                 }
             }
-            if row.sample {
-                let token = self.dice.below(30);
+            let mut drafts = drafts.iter();
+            let mut goes_on = row.sample;
+            while goes_on {
+                let draft = drafts.next();
+                let token = self.sample(draft);
                 result.sampled.push(Sampled { row: at as u32, token });
+                goes_on = draft == Some(&token);
             }
         }
+        first = 0;
         for row in &plan.rows {
             let truth = &self.alive[&row.id];
-            let digests = digests(truth.tenant, &truth.tokens);
+            first += row.count as usize;
+            let drafts = &plan.tokens[first - row.drafts as usize..first];
+            let digests = digests(truth.tenant, &[&truth.tokens, drafts].concat());
             for (group, kind) in self.config.groups.iter().enumerate() {
                 let seen = match kind {
                     LayerKind::Full => 0,
@@ -288,8 +338,8 @@ impl World {
     }
 }
 
-/// One world from start to quiet.
-fn run(seed: u64, events: u64) -> u64 {
+/// One world from start to quiet: its events, and how many drafts it accepted.
+fn run(seed: u64, events: u64) -> (u64, u64) {
     let mut world = World::new(seed);
     while world.events < events {
         match world.dice.below(10) {
@@ -306,24 +356,29 @@ fn run(seed: u64, events: u64) -> u64 {
     }
     world.state.check();
     assert_eq!(world.state.stats().blocks_used, 0);
-    world.events
+    (world.events, world.state.stats().accepted_tokens)
 }
 
 #[test]
 fn random_operations_never_mix_up_memory() {
     let wanted = std::env::var("POMONA_SCHEDULER_EVENTS").ok().and_then(|v| v.parse().ok());
     let wanted: u64 = wanted.unwrap_or(1_000_000);
-    let mut events = 0;
-    let mut seed = 0;
+    let (mut events, mut accepted, mut seed) = (0, 0, 0);
     while events < wanted {
-        events += run(seed, 5_000);
+        let world = run(seed, 5_000);
+        (events, accepted) = (events + world.0, accepted + world.1);
         seed += 1;
     }
-    eprintln!("{events} events in {seed} worlds");
+    assert!(accepted > events / 100, "drafts are hardly tried");
+    eprintln!("{events} events in {seed} worlds, {accepted} drafts accepted");
 }
 
 fn small(blocks: u32, ordering: Ordering) -> State {
-    State::new(Config {
+    State::new(small_config(blocks, ordering)).unwrap()
+}
+
+fn small_config(blocks: u32, ordering: Ordering) -> Config {
+    Config {
         max_num_seqs: 4,
         max_num_batched_tokens: 64,
         max_model_len: 256,
@@ -333,8 +388,8 @@ fn small(blocks: u32, ordering: Ordering) -> State {
         ordering,
         max_waiting: 8,
         eos_token_ids: vec![0],
-    })
-    .unwrap()
+        speculation: None,
+    }
 }
 
 fn request(id: u64, prompt: u32, max_tokens: u32) -> Request {
@@ -371,6 +426,42 @@ fn a_long_prompt_is_computed_in_chunks() {
     }
     assert_eq!(counts, [(64, false), (64, false)]);
     assert_eq!((plan.rows[0].count, plan.rows[0].sample), (22, true));
+}
+
+#[test]
+fn drafts_that_were_right_come_out_in_one_step_and_the_others_leave_nothing_behind() {
+    let check = |max_tokens: u32, drafts: &[TokenId], samples: &[TokenId], blocks: u32| {
+        let lookup = Lookup { min: 2, max: 4, drafts_per_token: f32::INFINITY };
+        let speculation = Speculation {
+            method: Method::Lookup(lookup),
+            num_speculative_tokens: 4,
+            free_tokens: 1e6,
+            draft_cost: 0.0,
+        };
+        let config = small_config(32, Ordering::Fcfs);
+        let mut state = State::new(Config { speculation: Some(speculation), ..config }).unwrap();
+        let mut plan = StepPlan::default();
+        let prompt = (1..=10).chain(1..=5).collect();
+        state.submit(Micros(0), Request { prompt, ..request(1, 1, max_tokens) }).unwrap();
+        let mut commit = |samples: &[TokenId]| {
+            assert!(state.plan(Micros(1), &mut plan));
+            let sampled = samples.iter().map(|token| Sampled { row: 0, token: *token }).collect();
+            let mut effects = Effects::default();
+            state.commit(Micros(1), &plan, &StepResult { sampled }, &mut effects);
+            (plan.tokens.clone(), effects.list.len(), state.stats().blocks_used)
+        };
+        commit(&[6]);
+        let (tokens, effects, used) = commit(samples);
+        assert_eq!(tokens[1..], *drafts);
+        assert_eq!((effects, used), (samples.len(), blocks));
+        let (_, effects, _) = commit(&[0]);
+        assert_eq!(effects, 2, "a token and the end");
+    };
+    // 15 tokens are computed; five more reach into a second block.
+    check(40, &[7, 8, 9, 10], &[11], 1);
+    check(40, &[7, 8, 9, 10], &[7, 8, 11], 2);
+    check(40, &[7, 8, 9, 10], &[7, 8, 9, 10, 11], 2);
+    check(4, &[7, 8], &[7, 11], 2);
 }
 
 #[test]
