@@ -8,16 +8,20 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use pomona_device::{DType, DeviceError};
+use pomona_device::{DType, Device, DeviceError};
 use pomona_kernels::Ops;
 use pomona_models::{Model, ModelError};
-use pomona_scheduler::batch::{Config, Effects, Ordering, State, StepPlan, StepResult};
+use pomona_scheduler::batch::{
+    Config, Effects, Method, Ordering, Speculation, State, StepPlan, StepResult,
+};
 use pomona_types::{
-    Load, Micros, Refusal, Replica, ReplicaInfo, Request, RequestId, Sampling, TokenId, TokenSink,
+    Load, Micros, ModelSpec, Refusal, Replica, ReplicaInfo, Request, RequestId, Sampling, TokenId,
+    TokenSink,
 };
 
+use crate::draft::Draft;
 use crate::input::Input;
-use crate::kv::kv_cache;
+use crate::kv::{draft_kv_cache, kv_cache};
 use crate::step::{Active, Logits, Stepper};
 
 /// Most alternatives per token that a request may ask for (vLLM's default is 20).
@@ -48,6 +52,8 @@ pub struct EngineConfig {
     pub eos_token_ids: Vec<TokenId>,
     /// Seeds requests that bring none.
     pub seed: u64,
+    /// How requests get drafts, if they do.
+    pub speculation: Option<Speculation>,
 }
 
 /// Why an engine cannot start or go on.
@@ -94,13 +100,15 @@ struct Inner {
 }
 
 impl Engine {
-    /// Takes a loaded model, allocates KV memory and starts the step loop on a thread of its own.
+    /// Takes a loaded model, and the draft model if speculation has one, allocates KV memory and
+    /// starts the step loop on a thread of its own.
     ///
     /// # Errors
-    /// When the limits contradict each other or memory is short.
+    /// When the limits contradict each other, the models do not belong together or memory is short.
     pub fn start(
         config: EngineConfig,
         model: Box<dyn Model>,
+        draft: Option<Box<dyn Model>>,
         ops: Arc<dyn Ops>,
     ) -> Result<Engine, EngineError> {
         let spec = model.spec().clone();
@@ -115,10 +123,12 @@ impl Engine {
             ordering: config.ordering,
             max_waiting: config.max_waiting,
             eos_token_ids: config.eos_token_ids.clone(),
+            speculation: config.speculation.clone(),
         })
         .map_err(|e| EngineError::Config(e.to_string()))?;
         let device = ops.device().clone();
         let kv = kv_cache(device.as_ref(), &spec, config.kv_dtype, config.kv_blocks)?;
+        let draft = draft_for(&config, &spec, draft, device.as_ref())?;
         let max_tokens = config.max_num_batched_tokens as usize;
         let max_seqs = config.max_num_seqs as usize;
         let input = Input::new(device.as_ref(), max_tokens, max_seqs, groups.len())?;
@@ -149,7 +159,9 @@ impl Engine {
             model,
             ops,
             kv,
+            draft,
             input,
+            stretches: Vec::new(),
             logits,
             active: HashMap::new(),
             plan: StepPlan::default(),
@@ -185,6 +197,38 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.shutdown();
+    }
+}
+
+/// The draft model with its KV memory.
+fn draft_for(
+    config: &EngineConfig,
+    spec: &ModelSpec,
+    model: Option<Box<dyn Model>>,
+    device: &dyn Device,
+) -> Result<Option<Draft>, EngineError> {
+    let refuse = |why: String| Err(EngineError::Config(why));
+    let wanted = config.speculation.as_ref().is_some_and(|s| s.method == Method::DraftModel);
+    let Some(model) = model.filter(|_| wanted) else {
+        return match wanted {
+            true => refuse("speculation with a draft model needs one".to_owned()),
+            false => Ok(None),
+        };
+    };
+    let draft = model.spec();
+    if draft.vocab != spec.vocab {
+        return refuse(format!(
+            "the draft model has {} tokens, the model {}: choose one with the same vocabulary",
+            draft.vocab, spec.vocab
+        ));
+    }
+    match draft_kv_cache(device, spec, draft, config.kv_dtype, config.kv_blocks) {
+        Some(kv) => Ok(Some(Draft::new(model, kv?))),
+        None => refuse(
+            "the draft model's layers see further back than the model's: choose one with the same \
+             sliding windows or smaller ones"
+                .to_owned(),
+        ),
     }
 }
 
@@ -334,6 +378,9 @@ impl Replica for Shared {
             preemptions: stats.preemptions,
             prompt_tokens: stats.prompt_tokens,
             generation_tokens: stats.generation_tokens,
+            drafts: stats.drafts,
+            draft_tokens: stats.draft_tokens,
+            accepted_tokens: stats.accepted_tokens,
             down: inner.down.clone(),
         }
     }

@@ -1,10 +1,35 @@
-//! From a plan to what the model's forward takes: tokens, positions, KV slots and block tables.
+//! From a plan, or a part of it, to what a model's forward takes: tokens, positions, KV slots and
+//! block tables.
 
 use bytemuck::cast_slice;
 use pomona_device::{DType, Device, DeviceError, View};
 use pomona_kernels::{Batch, Span};
-use pomona_scheduler::batch::StepPlan;
-use pomona_types::BLOCK_TOKENS;
+use pomona_scheduler::batch::{PlanRow, StepPlan};
+use pomona_types::{BLOCK_TOKENS, TokenId};
+
+/// Some tokens of one sequence, one after another, in a forward.
+#[derive(Clone, Copy)]
+pub(crate) struct Stretch {
+    /// The scheduler's slot, whose block tables it uses.
+    pub(crate) slot: u32,
+    /// Position of its first token.
+    pub(crate) start: u32,
+    /// How many tokens.
+    pub(crate) count: u32,
+    /// Of how many of them, at the end, logits are wanted.
+    pub(crate) outputs: u32,
+}
+
+impl From<&PlanRow> for Stretch {
+    fn from(row: &PlanRow) -> Stretch {
+        let outputs = match (row.prompt_logits, row.sample) {
+            (true, _) => row.count,
+            (false, true) => 1 + row.drafts,
+            (false, false) => 0,
+        };
+        Stretch { slot: row.slot, start: row.computed, count: row.count, outputs }
+    }
+}
 
 /// Device memory for a step's input, the host arrays it is filled from, and block tables; made
 /// once.
@@ -41,11 +66,25 @@ impl Input {
         })
     }
 
-    /// Copies a plan to the device.
+    /// Takes note of what a plan adds to block tables.
+    pub(crate) fn learn(&mut self, plan: &StepPlan) {
+        for row in &plan.rows {
+            let added = (row.table_len - row.known) as usize;
+            for (group, tables) in self.tables.iter_mut().enumerate() {
+                let start = row.added as usize + group * added;
+                let table = &mut tables[row.slot as usize];
+                table.truncate(row.known as usize);
+                table.extend_from_slice(&plan.blocks[start..start + added]);
+            }
+        }
+    }
+
+    /// Copies the input of a forward to the device: `tokens` of all `stretches`, concatenated.
     pub(crate) fn batch(
         &mut self,
         device: &dyn Device,
-        plan: &StepPlan,
+        tokens: &[TokenId],
+        stretches: &[Stretch],
     ) -> Result<Batch, DeviceError> {
         let put = |host: &[u32], view: &View| -> Result<View, DeviceError> {
             let used = view.rows(0, host.len());
@@ -55,18 +94,14 @@ impl Input {
         let groups = self.slots.len();
         self.host_positions.clear();
         self.host_logit_rows.clear();
-        let mut spans = Vec::with_capacity(plan.rows.len());
+        let mut spans = Vec::with_capacity(stretches.len());
         let (mut first_row, mut table) = (0, 0);
-        for row in &plan.rows {
-            self.host_positions.extend(row.computed..row.computed + row.count);
-            let last = first_row + row.count;
-            let wanted = if row.prompt_logits {
-                first_row..last
-            } else {
-                last - u32::from(row.sample)..last
-            };
-            self.host_logit_rows.extend(wanted);
-            let (rows, start, table_len) = (row.count, row.computed, row.table_len);
+        for stretch in stretches {
+            let Stretch { start, count: rows, outputs, .. } = *stretch;
+            self.host_positions.extend(start..start + rows);
+            let last = first_row + rows;
+            self.host_logit_rows.extend(last - outputs..last);
+            let table_len = (start + rows).div_ceil(BLOCK_TOKENS);
             spans.push(Span { first_row, rows, start, table, table_len });
             first_row = last;
             table += table_len;
@@ -74,12 +109,12 @@ impl Input {
         let mut slots = Vec::with_capacity(groups);
         let mut tables = Vec::with_capacity(groups);
         for group in 0..groups {
-            let table = self.group(plan, group);
+            let table = self.group(stretches, group);
             slots.push(put(&self.host_slots, &self.slots[group])?);
             tables.push(table);
         }
         Ok(Batch {
-            tokens: put(&plan.tokens, &self.tokens)?,
+            tokens: put(tokens, &self.tokens)?,
             positions: put(&self.host_positions, &self.positions)?,
             slots,
             tables,
@@ -88,21 +123,18 @@ impl Input {
         })
     }
 
-    /// One group's concatenated tables, brought up to date; leaves its KV slots in `host_slots`.
-    fn group(&mut self, plan: &StepPlan, group: usize) -> Vec<u32> {
+    /// One group's concatenated tables; leaves its KV slots in `host_slots`.
+    fn group(&mut self, stretches: &[Stretch], group: usize) -> Vec<u32> {
         self.host_slots.clear();
         let mut tables = Vec::new();
-        for row in &plan.rows {
-            let added = (row.table_len - row.known) as usize;
-            let start = row.added as usize + group * added;
-            let table = &mut self.tables[group][row.slot as usize];
-            table.truncate(row.known as usize);
-            table.extend_from_slice(&plan.blocks[start..start + added]);
-            for position in row.computed..row.computed + row.count {
+        for stretch in stretches {
+            let end = stretch.start + stretch.count;
+            let table = &self.tables[group][stretch.slot as usize];
+            for position in stretch.start..end {
                 let block = table[(position / BLOCK_TOKENS) as usize];
                 self.host_slots.push(block * BLOCK_TOKENS + position % BLOCK_TOKENS);
             }
-            tables.extend_from_slice(table);
+            tables.extend_from_slice(&table[..end.div_ceil(BLOCK_TOKENS) as usize]);
         }
         tables
     }

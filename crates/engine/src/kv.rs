@@ -1,9 +1,10 @@
-//! KV memory: one buffer for keys and one for values per slot, shared by all layer groups.
+//! KV memory: one buffer for keys and one for values per slot, shared by all layer groups. A draft
+//! model has memory of its own, under the block tables of the model that it drafts for.
 
 use pomona_device::{DType, Device, DeviceError};
 use pomona_kernels::KvLayer;
 use pomona_models::KvCache;
-use pomona_types::{BLOCK_TOKENS, ModelSpec};
+use pomona_types::{BLOCK_TOKENS, LayerKind, ModelSpec};
 
 /// Bytes of KV that one block takes.
 pub fn kv_block_bytes(spec: &ModelSpec, dtype: DType) -> u64 {
@@ -18,9 +19,67 @@ pub fn kv_cache(
     dtype: DType,
     blocks: u32,
 ) -> Result<KvCache, DeviceError> {
+    let mut places = vec![(0, 0); spec.layers.len()];
+    for (group, members) in spec.layer_groups().iter().enumerate() {
+        for (slot, layer) in members.layers.iter().enumerate() {
+            places[*layer as usize] = (group, slot);
+        }
+    }
+    allocate(device, spec, &places, dtype, blocks)
+}
+
+/// Allocates KV of the model `draft` for the blocks of the model `target`; `None` when those do not
+/// keep all that its layers see.
+pub(crate) fn draft_kv_cache(
+    device: &dyn Device,
+    target: &ModelSpec,
+    draft: &ModelSpec,
+    dtype: DType,
+    blocks: u32,
+) -> Option<Result<KvCache, DeviceError>> {
+    draft_places(target, draft).map(|places| allocate(device, draft, &places, dtype, blocks))
+}
+
+/// Bytes of a draft model's KV that one block of its target takes; `None` as above.
+pub fn draft_block_bytes(target: &ModelSpec, draft: &ModelSpec, dtype: DType) -> Option<u64> {
+    let slots = slots(&draft_places(target, draft)?) as u64;
+    let element = u64::from(draft.kv_heads) * u64::from(draft.head_dim) * dtype.bytes() as u64;
+    Some(slots * u64::from(BLOCK_TOKENS) * 2 * element)
+}
+
+/// A group and a slot for each layer of a draft model: a group of the target that keeps what the
+/// layer sees, and has the fewest of its layers so far.
+fn draft_places(target: &ModelSpec, draft: &ModelSpec) -> Option<Vec<(usize, usize)>> {
+    let groups = target.layer_groups();
+    let mut used = vec![0; groups.len()];
+    let place = |kind: &LayerKind| {
+        let keeps = |group: &usize| match (groups[*group].kind, kind) {
+            (LayerKind::Full, _) => true,
+            (LayerKind::Sliding { window }, LayerKind::Sliding { window: seen }) => window >= *seen,
+            (LayerKind::Sliding { .. }, LayerKind::Full) => false,
+        };
+        let group = (0..groups.len()).filter(keeps).min_by_key(|group| used[*group])?;
+        used[group] += 1;
+        Some((group, used[group] - 1))
+    };
+    draft.layers.iter().map(place).collect()
+}
+
+fn slots(places: &[(usize, usize)]) -> usize {
+    places.iter().map(|(_, slot)| slot + 1).max().unwrap_or(0)
+}
+
+/// Memory for layers at these groups and slots.
+fn allocate(
+    device: &dyn Device,
+    spec: &ModelSpec,
+    places: &[(usize, usize)],
+    dtype: DType,
+    blocks: u32,
+) -> Result<KvCache, DeviceError> {
     let shape =
         [blocks as usize, spec.kv_heads as usize, BLOCK_TOKENS as usize, spec.head_dim as usize];
-    let slots: Vec<KvLayer> = (0..spec.slots_per_block())
+    let slots: Vec<KvLayer> = (0..slots(places))
         .map(|_| {
             Ok(KvLayer {
                 k: device.alloc_view(dtype, &shape)?,
@@ -28,14 +87,40 @@ pub fn kv_cache(
             })
         })
         .collect::<Result<_, DeviceError>>()?;
-    let mut places = vec![(0, 0); spec.layers.len()];
-    for (group, members) in spec.layer_groups().iter().enumerate() {
-        for (slot, layer) in members.layers.iter().enumerate() {
-            places[*layer as usize] = (group, slot);
-        }
-    }
     Ok(KvCache {
         layers: places.iter().map(|(_, slot)| slots[*slot].clone()).collect(),
         group_of: places.iter().map(|(group, _)| *group).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(layers: &[LayerKind]) -> ModelSpec {
+        ModelSpec {
+            architecture: "test".into(),
+            hidden: 64,
+            ffn: 128,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            vocab: 100,
+            max_position: 128,
+            layers: layers.to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_draft_models_layers_go_where_all_that_they_see_is_kept() {
+        let [full, wide, narrow] =
+            [LayerKind::Full, LayerKind::Sliding { window: 64 }, LayerKind::Sliding { window: 8 }];
+        let target = spec(&[full, wide]);
+        let places = draft_places(&target, &spec(&[narrow, full, narrow]));
+        assert_eq!(places, Some(vec![(0, 0), (0, 1), (1, 0)]));
+        assert_eq!(draft_places(&spec(&[narrow]), &spec(&[wide])), None);
+        assert_eq!(draft_places(&spec(&[wide]), &spec(&[full])), None);
+        let bytes = draft_block_bytes(&target, &spec(&[full; 3]), DType::F16);
+        assert_eq!(bytes, Some(3 * 16 * 2 * 2 * 16 * 2));
+    }
 }

@@ -6,6 +6,7 @@
 //! or other machines.
 #![forbid(unsafe_code)]
 
+mod draft;
 mod engine;
 mod input;
 mod kv;
@@ -13,4 +14,5 @@ pub mod sampling;
 mod step;
 
 pub use engine::{Engine, EngineConfig, EngineError};
-pub use kv::{kv_block_bytes, kv_cache};
+pub use kv::{draft_block_bytes, kv_block_bytes, kv_cache};
+pub use pomona_scheduler::batch::{Lookup, Method, Speculation};

@@ -1,6 +1,6 @@
 //! The step loop.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytemuck::cast_slice_mut;
@@ -13,8 +13,9 @@ use pomona_types::{
 };
 
 use crate::EngineError;
+use crate::draft::Draft;
 use crate::engine::Shared;
-use crate::input::Input;
+use crate::input::{Input, Stretch};
 use crate::sampling::{Candidate, Sampler, token_logprobs};
 
 /// Rows of logits computed and sampled at a time: bounds their memory to 32 vocabularies.
@@ -26,7 +27,9 @@ pub(crate) struct Stepper {
     pub(crate) model: Box<dyn Model>,
     pub(crate) ops: Arc<dyn Ops>,
     pub(crate) kv: KvCache,
+    pub(crate) draft: Option<Draft>,
     pub(crate) input: Input,
+    pub(crate) stretches: Vec<Stretch>,
     pub(crate) logits: Logits,
     pub(crate) active: HashMap<RequestId, Active>,
     pub(crate) plan: StepPlan,
@@ -41,8 +44,8 @@ pub(crate) struct Active {
     prompt: Arc<[TokenId]>,
     /// By position, while they are being collected.
     prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
-    /// Of the token sampled last, until its effect arrives.
-    logprobs: Option<TokenLogprobs>,
+    /// Of the tokens sampled last, until their effects arrive.
+    logprobs: VecDeque<TokenLogprobs>,
 }
 
 /// Memory for a few rows of logits, on the device and on the host.
@@ -62,6 +65,27 @@ impl Logits {
             vocab,
         })
     }
+
+    /// Hands out the logits of the last forward's `outputs` outputs, one by one, with scratch.
+    pub(crate) fn each(
+        &mut self,
+        model: &mut dyn Model,
+        ops: &dyn Ops,
+        outputs: usize,
+        mut take: impl FnMut(&mut [f32], &mut Vec<Candidate>),
+    ) -> Result<(), EngineError> {
+        for start in (0..outputs).step_by(LOGIT_ROWS) {
+            let end = outputs.min(start + LOGIT_ROWS);
+            let view = self.device.rows(0, end - start);
+            model.logits(ops, start..end, &view)?;
+            let host = &mut self.host[..(end - start) * self.vocab];
+            ops.device().download(&view, cast_slice_mut(host))?;
+            for logits in host.chunks_exact_mut(self.vocab) {
+                take(logits, &mut self.candidates);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Active {
@@ -77,7 +101,7 @@ impl Active {
             sampler: Sampler::new(request.sampling.clone(), seed, eos, &request.prompt),
             prompt: request.prompt.clone(),
             prompt_logprobs: wanted.then(|| vec![None; request.prompt.len()]),
-            logprobs: None,
+            logprobs: VecDeque::new(),
         }
     }
 
@@ -105,30 +129,41 @@ impl Stepper {
         Ok(())
     }
 
-    /// Runs the plan and samples.
+    /// Runs the plan and samples: after the last known token, and after each draft for as long as
+    /// it is the very token that was sampled.
     fn compute(&mut self) -> Result<(), EngineError> {
-        let batch = self.input.batch(self.ops.device().as_ref(), &self.plan)?;
+        self.input.learn(&self.plan);
+        if let Some(draft) = &mut self.draft {
+            draft.write(&self.ops, &mut self.input, &mut self.logits, &mut self.plan)?;
+        }
+        let plan = &self.plan;
+        self.stretches.clear();
+        self.stretches.extend(plan.rows.iter().map(Stretch::from));
+        let device = self.ops.device().as_ref();
+        let batch = self.input.batch(device, &plan.tokens, &self.stretches)?;
         self.model.forward(self.ops.as_ref(), &batch, &self.kv)?;
         self.result.sampled.clear();
         let outputs = batch.logit_rows.shape()[0];
         let mut walk = OutputWalk::default();
-        for start in (0..outputs).step_by(LOGIT_ROWS) {
-            let end = outputs.min(start + LOGIT_ROWS);
-            let view = self.logits.device.rows(0, end - start);
-            self.model.logits(self.ops.as_ref(), start..end, &view)?;
-            let used = (end - start) * self.logits.vocab;
-            let host = &mut self.logits.host[..used];
-            self.ops.device().download(&view, cast_slice_mut(host))?;
-            for logits in host.chunks_exact_mut(self.logits.vocab) {
-                let (index, offset) = walk.next(&self.plan.rows);
-                let row = &self.plan.rows[index];
-                let Some(active) = self.active.get_mut(&row.id) else { continue };
-                let token = active.row(row, offset, logits, &mut self.logits.candidates);
-                let sampled = token.map(|token| Sampled { row: index as u32, token });
-                self.result.sampled.extend(sampled);
+        // The row in which the next outputs follow a wrong draft.
+        let mut wrong = None;
+        let (active, sampled) = (&mut self.active, &mut self.result.sampled);
+        let take = |logits: &mut [f32], candidates: &mut Vec<Candidate>| {
+            let (index, offset, next) = walk.next(&self.stretches);
+            let row = &plan.rows[index];
+            if wrong == Some(index) {
+                return;
             }
-        }
-        Ok(())
+            let Some(active) = active.get_mut(&row.id) else { return };
+            if let Some(token) = active.row(row, offset, logits, candidates) {
+                sampled.push(Sampled { row: index as u32, token });
+                let draft = (offset + 1 < row.count).then(|| plan.tokens[next]);
+                if draft != Some(token) {
+                    wrong = Some(index);
+                }
+            }
+        };
+        self.logits.each(self.model.as_mut(), self.ops.as_ref(), outputs, take)
     }
 
     /// Hands tokens and ends to their sinks.
@@ -137,8 +172,7 @@ impl Stepper {
             match effect {
                 Effect::Token { id, token } => {
                     if let Some(active) = self.active.get_mut(&id) {
-                        active.sampler.accept(token);
-                        let logprobs = active.logprobs.take();
+                        let logprobs = active.logprobs.pop_front();
                         active.sink.token(TokenOutput { token, logprobs });
                     }
                 }
@@ -171,18 +205,19 @@ impl Active {
         {
             *entry = Some(token_logprobs(logits, *token, top, candidates));
         }
-        if !row.sample || offset + 1 != row.count {
+        if !row.sample || offset + row.drafts + 1 < row.count {
             return None;
         }
         if let Some(list) = self.prompt_logprobs.take() {
             self.sink.prompt_logprobs(list);
         }
-        let Some(top) = sampling.logprobs else {
-            return Some(self.sampler.sample(logits, candidates));
-        };
-        let raw = logits.to_vec();
+        let raw = sampling.logprobs.map(|top| (top, logits.to_vec()));
         let token = self.sampler.sample(logits, candidates);
-        self.logprobs = Some(token_logprobs(&raw, token, top, candidates));
+        if let Some((top, raw)) = raw {
+            self.logprobs.push_back(token_logprobs(&raw, token, top, candidates));
+        }
+        // Unless the request ends before it, the token is its next: the sampler goes on from here.
+        self.sampler.accept(token);
         Some(token)
     }
 }
@@ -190,25 +225,26 @@ impl Active {
 /// Walks the wanted logits in the order in which `Input::batch` listed them.
 #[derive(Default)]
 struct OutputWalk {
-    row: usize,
-    offset: u32,
+    at: usize,
+    /// Outputs of the stretch that were seen.
+    seen: u32,
+    /// Tokens of the batch before the stretch.
+    tokens: usize,
 }
 
 impl OutputWalk {
-    /// The next output's row and its token's offset within the row.
-    fn next(&mut self, rows: &[PlanRow]) -> (usize, u32) {
-        loop {
-            let row = &rows[self.row];
-            if !row.prompt_logits && row.sample {
-                self.offset = self.offset.max(row.count - 1);
-            }
-            if (row.prompt_logits || row.sample) && self.offset < row.count {
-                self.offset += 1;
-                return (self.row, self.offset - 1);
-            }
-            self.row += 1;
-            self.offset = 0;
+    /// The next output's stretch, its token's offset there, and the index among all tokens of the
+    /// one after it.
+    fn next(&mut self, stretches: &[Stretch]) -> (usize, u32, usize) {
+        while self.seen == stretches[self.at].outputs {
+            self.tokens += stretches[self.at].count as usize;
+            self.at += 1;
+            self.seen = 0;
         }
+        let stretch = &stretches[self.at];
+        let offset = stretch.count - stretch.outputs + self.seen;
+        self.seen += 1;
+        (self.at, offset, self.tokens + offset as usize + 1)
     }
 }
 

@@ -1,16 +1,18 @@
 //! The promise "same request, same tokens": a request alone, among others, with other chunk sizes,
-//! thread counts and prefix hits gives the same bytes. Runs on SmolLM2, whose path
+//! thread counts, prefix hits and drafts gives the same bytes. Runs on SmolLM2, whose path
 //! `POMONA_TEST_SMOLLM2` names; without it the test says so and passes, unless
 //! `POMONA_REQUIRE=smollm2`.
 
 #![allow(clippy::unwrap_used)]
+
+mod support;
 
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
 use pomona_device::DType;
 use pomona_engine::sampling::uniform;
-use pomona_engine::{Engine, EngineConfig};
+use pomona_engine::{Engine, EngineConfig, Method, Speculation};
 use pomona_kernels::{CpuOps, Ops};
 use pomona_models::{Checkpoint, LoadOptions};
 use pomona_scheduler::batch::Ordering;
@@ -18,6 +20,7 @@ use pomona_types::{
     Finish, FinishReason, Request, RequestId, Sampling, TenantId, TokenId, TokenLogprobs,
     TokenOutput, TokenSink,
 };
+use support::{eager, ngram, suffix};
 
 /// Requests in the pool that mixes are drawn from; each has one undisturbed twin.
 const REQUESTS: u64 = 40;
@@ -90,25 +93,41 @@ fn request(index: u64) -> Request {
     }
 }
 
-fn engine(path: &Path, threads: usize, budget: u32, prefix_caching: bool, blocks: u32) -> Engine {
-    let ops: Arc<dyn Ops> = Arc::new(CpuOps::detect(threads));
+/// What may differ between two engines that must say the same.
+#[derive(Debug)]
+struct Setting {
+    threads: usize,
+    /// Tokens a step.
+    budget: u32,
+    prefix_caching: bool,
+    blocks: u32,
+    /// The draft model, if there is one, is the model itself.
+    speculation: Option<Speculation>,
+}
+
+fn engine(path: &Path, setting: &Setting) -> Engine {
+    let budget = setting.budget;
+    let ops: Arc<dyn Ops> = Arc::new(CpuOps::detect(setting.threads));
     let checkpoint = Checkpoint::open(path).unwrap();
     let options = LoadOptions { max_tokens: budget as usize, max_outputs: budget as usize };
-    let model = checkpoint.load(ops.as_ref(), &options, &mut |_| {}).unwrap();
+    let load = || checkpoint.load(ops.as_ref(), &options, &mut |_| {}).unwrap();
+    let drafts = setting.speculation.as_ref().is_some_and(|s| s.method == Method::DraftModel);
+    let (model, draft) = (load(), drafts.then(load));
     let config = EngineConfig {
         name: "smollm2".into(),
         max_model_len: 512,
         max_num_seqs: 32,
         max_num_batched_tokens: budget,
         kv_dtype: DType::F16,
-        kv_blocks: blocks,
-        prefix_caching,
+        kv_blocks: setting.blocks,
+        prefix_caching: setting.prefix_caching,
         ordering: Ordering::Fcfs,
         max_waiting: 64,
         eos_token_ids: checkpoint.eos_token_ids().to_vec(),
         seed: 0,
+        speculation: setting.speculation.clone(),
     };
-    Engine::start(config, model, ops).unwrap()
+    Engine::start(config, model, draft, ops).unwrap()
 }
 
 /// Runs requests together and returns their answers in order.
@@ -138,21 +157,31 @@ fn model_path() -> Option<std::path::PathBuf> {
 }
 
 #[test]
-fn tokens_do_not_depend_on_batch_chunking_threads_or_prefix_hits() {
+fn tokens_do_not_depend_on_batch_chunking_threads_prefix_hits_or_drafts() {
     let Some(path) = model_path() else { return };
     let alone: Vec<Answer> = {
-        let engine = engine(&path, 1, 256, false, 256);
+        let (threads, budget, prefix_caching, blocks, speculation) = (1, 256, false, 256, None);
+        let setting = Setting { threads, budget, prefix_caching, blocks, speculation };
+        let engine = engine(&path, &setting);
         (0..REQUESTS).flat_map(|i| run(&engine, &[i], 1 + i)).collect()
     };
     let mut next_id = 1;
     for mix in 0..MIXES / 10 {
         let mut dice = Dice(mix, 0);
-        let threads = 1 + dice.below(3) as usize;
-        let budget = [32, 33, 64, 100, 256][dice.below(5) as usize];
-        let caching = dice.below(4) > 0;
-        // The smallest pool forces preemption and eviction.
-        let blocks = [40, 128, 512][dice.below(3) as usize];
-        let engine = engine(&path, threads, budget, caching, blocks);
+        let setting = Setting {
+            threads: 1 + dice.below(3) as usize,
+            budget: [32, 33, 64, 100, 256][dice.below(5) as usize],
+            prefix_caching: dice.below(4) > 0,
+            // The smallest pool forces preemption and eviction.
+            blocks: [40, 128, 512][dice.below(3) as usize],
+            speculation: match dice.below(6) {
+                0 => Some(eager(ngram(), 4)),
+                1 => Some(eager(suffix(), 8)),
+                2 => Some(eager(Method::DraftModel, 3)),
+                _ => None,
+            },
+        };
+        let engine = engine(&path, &setting);
         for _ in 0..10 {
             let count = if dice.below(4) == 0 { 32 } else { 1 + dice.below(8) };
             let indices: Vec<u64> = (0..count).map(|_| dice.below(REQUESTS)).collect();
@@ -161,13 +190,14 @@ fn tokens_do_not_depend_on_batch_chunking_threads_or_prefix_hits() {
             for (index, answer) in indices.iter().zip(answers) {
                 assert_eq!(
                     answer, alone[*index as usize],
-                    "request {index} among {count}: mix {mix}, {threads} threads, {budget} tokens \
-                     a step, prefix caching {caching}, {blocks} blocks"
+                    "request {index} among {count}: mix {mix}, {setting:?}"
                 );
             }
         }
-        eprintln!("mixes {}: {threads} threads, {budget} tokens a step, {blocks} blocks", 10 * mix);
         let load = engine.replica().load();
+        let (right, tried) = (load.accepted_tokens, load.draft_tokens);
+        eprintln!("mixes {}: {setting:?}, {right} of {tried} drafts right", 10 * mix);
+        assert_eq!(setting.speculation.is_some(), tried > 0);
         assert_eq!((load.running, load.waiting, load.blocks_used), (0, 0, 0));
     }
 }

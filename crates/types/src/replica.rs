@@ -130,6 +130,12 @@ pub struct Load {
     pub prompt_tokens: u64,
     /// Tokens sampled.
     pub generation_tokens: u64,
+    /// Times that a request got drafts.
+    pub drafts: u64,
+    /// Tokens drafted.
+    pub draft_tokens: u64,
+    /// Tokens drafted and accepted.
+    pub accepted_tokens: u64,
     /// Set when the engine has failed or is draining, with the reason.
     pub down: Option<String>,
 }

@@ -1,10 +1,12 @@
-//! An engine on a tiny model.
+//! Engines on tiny models.
+// Each test file uses a part.
+#![allow(dead_code)]
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use pomona_device::DType;
-use pomona_engine::{Engine, EngineConfig};
+use pomona_engine::{Engine, EngineConfig, Lookup, Method, Speculation};
 use pomona_kernels::{CpuOps, Ops};
 use pomona_models::{Checkpoint, LoadOptions, Model};
 use pomona_scheduler::batch::Ordering;
@@ -16,13 +18,25 @@ pub fn tiny_engine(
     ends: bool,
     wrap: impl FnOnce(Box<dyn Model>) -> Box<dyn Model>,
 ) -> Engine {
-    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden/llama");
-    let checkpoint = Checkpoint::open(&golden).unwrap();
-    let ops: Arc<dyn Ops> = Arc::new(CpuOps::detect(1));
+    let ops = ops();
+    let config = tiny_config(prefix_caching, ends);
+    Engine::start(config, wrap(tiny_model("llama", &ops)), None, ops).unwrap()
+}
+
+pub fn ops() -> Arc<dyn Ops> {
+    Arc::new(CpuOps::detect(1))
+}
+
+/// A model of the golden tests.
+pub fn tiny_model(name: &str, ops: &Arc<dyn Ops>) -> Box<dyn Model> {
     let options = LoadOptions { max_tokens: 32, max_outputs: 32 };
-    let model = checkpoint.load(ops.as_ref(), &options, &mut |_| {}).unwrap();
-    let config = EngineConfig {
-        name: checkpoint.name().into(),
+    checkpoint(name).load(ops.as_ref(), &options, &mut |_| {}).unwrap()
+}
+
+pub fn tiny_config(prefix_caching: bool, ends: bool) -> EngineConfig {
+    let ends = if ends { checkpoint("llama").eos_token_ids().to_vec() } else { Vec::new() };
+    EngineConfig {
+        name: "tiny".into(),
         max_model_len: 128,
         max_num_seqs: 4,
         max_num_batched_tokens: 32,
@@ -30,9 +44,27 @@ pub fn tiny_engine(
         kv_blocks: 32,
         prefix_caching,
         ordering: Ordering::Fcfs,
-        max_waiting: 8,
-        eos_token_ids: if ends { checkpoint.eos_token_ids().to_vec() } else { Vec::new() },
+        max_waiting: 64,
+        eos_token_ids: ends,
         seed: 0,
-    };
-    Engine::start(config, wrap(model), ops).unwrap()
+        speculation: None,
+    }
+}
+
+fn checkpoint(name: &str) -> Checkpoint {
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden");
+    Checkpoint::open(&golden.join(name)).unwrap()
+}
+
+/// Drafts wherever there is room, whatever they cost.
+pub fn eager(method: Method, num_speculative_tokens: u32) -> Speculation {
+    Speculation { method, num_speculative_tokens, free_tokens: f32::MAX, draft_cost: 0.0 }
+}
+
+pub fn ngram() -> Method {
+    Method::Lookup(Lookup { min: 1, max: 4, drafts_per_token: f32::INFINITY })
+}
+
+pub fn suffix() -> Method {
+    Method::Lookup(Lookup { min: 1, max: 24, drafts_per_token: 1.0 })
 }

@@ -55,7 +55,11 @@ impl Speculation {
     /// their memory.
     pub const FREE_TOKENS: f32 = 4.0;
 
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    /// Whether its numbers make sense.
+    ///
+    /// # Errors
+    /// When one does not; says which.
+    pub fn check(&self) -> Result<(), ConfigError> {
         let bad = |why: String| Err(ConfigError(why));
         if !(1..=DRAFTS_MAX).contains(&self.num_speculative_tokens) {
             return bad(format!(
