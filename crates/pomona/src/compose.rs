@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use pomona_device::Pool;
-use pomona_engine::{Engine, EngineConfig};
+use pomona_engine::{Engine, EngineConfig, draft_block_bytes};
 use pomona_gateway::{SamplingDefaults, ServedModel};
 use pomona_kernels::{CpuOps, Ops};
 use pomona_models::{Checkpoint, LoadOptions, Model};
@@ -17,7 +17,7 @@ use pomona_text::{ChatTemplate, Tokenizer};
 
 use crate::bench::report::Facts;
 use crate::cli::{EngineArgs, Policy};
-use crate::memory::{self, Fit, Wishes};
+use crate::memory::{self, DraftNeeds, Fit, Wishes};
 use crate::models::progress::{Progress, human_bytes};
 use crate::models::weight_cache::{Entry, Finishing};
 use crate::models::{Resolved, Surroundings, catalogue, resolve};
@@ -33,6 +33,13 @@ pub fn open(name: &str) -> Result<(Resolved, Checkpoint)> {
     let resolved = resolve(name, &Surroundings::from_env()?)?;
     let checkpoint = Checkpoint::open(&resolved.path)?;
     Ok((resolved, checkpoint))
+}
+
+/// Finds the draft model, if one is wanted, and reads its headers.
+pub fn open_draft(args: &EngineArgs) -> Result<Option<Checkpoint>> {
+    let Some(name) = args.drafting().and_then(|drafting| drafting.model) else { return Ok(None) };
+    let (_, checkpoint) = open(&name).context("cannot use the draft model")?;
+    Ok(Some(checkpoint))
 }
 
 /// The checkpoint's tokenizer.
@@ -74,28 +81,50 @@ pub struct Prepared {
     pub checkpoint: Checkpoint,
     /// The room.
     pub fit: Fit,
+    draft: Option<Checkpoint>,
     args: EngineArgs,
 }
 
 /// Opens a model and finds room for it, before anything large is touched.
 pub fn prepare(name: &str, args: &EngineArgs) -> Result<Prepared> {
     let (resolved, checkpoint) = open(name)?;
-    let wishes = wishes(&checkpoint, args);
+    let draft = open_draft(args)?;
+    let wishes = wishes(&checkpoint, draft.as_ref(), args)?;
     let fit = memory::fit(checkpoint.spec(), &wishes)?;
-    Ok(Prepared { resolved, checkpoint, fit, args: args.clone() })
+    Ok(Prepared { resolved, checkpoint, fit, draft, args: args.clone() })
 }
 
 /// What flags and machine say about memory.
-pub fn wishes(checkpoint: &Checkpoint, args: &EngineArgs) -> Wishes {
-    Wishes {
-        weight_bytes: checkpoint.weight_bytes(),
+///
+/// # Errors
+/// When the draft model does not belong to the model.
+pub fn wishes(
+    checkpoint: &Checkpoint,
+    draft: Option<&Checkpoint>,
+    args: &EngineArgs,
+) -> Result<Wishes> {
+    let needs = match draft {
+        None => DraftNeeds::default(),
+        Some(draft) => {
+            let (spec, kv_dtype) = (draft.spec(), args.kv_cache_dtype.0);
+            let block_bytes = draft_block_bytes(checkpoint.spec(), spec, kv_dtype).context(
+                "the draft model's layers see further back than the model's: choose one with the \
+                 same sliding windows or smaller ones",
+            )?;
+            let scratch_bytes = memory::scratch_bytes(spec, args.max_num_batched_tokens);
+            DraftNeeds { block_bytes, scratch_bytes }
+        }
+    };
+    Ok(Wishes {
+        weight_bytes: checkpoint.weight_bytes() + draft.map_or(0, Checkpoint::weight_bytes),
         available_bytes: pomona_device::available_memory().unwrap_or(MEMORY_ASSUMED),
         kv_element_bytes: kv_element_bytes(args),
         max_model_len: args.max_model_len,
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.max_num_batched_tokens,
         kv_bytes: args.kv_cache_memory,
-    }
+        draft: needs,
+    })
 }
 
 fn kv_element_bytes(args: &EngineArgs) -> u32 {
@@ -118,6 +147,8 @@ pub struct Loaded {
 /// Weights in their place.
 struct Weights {
     model: Box<dyn Model>,
+    /// A smaller one that proposes tokens.
+    draft: Option<Box<dyn Model>>,
     ops: Arc<dyn Ops>,
     finishing: Finishing,
 }
@@ -144,11 +175,11 @@ impl Prepared {
     /// The same, with a chat template in place of the model's.
     pub fn load_with_template(self, template: Option<&str>) -> Result<Loaded> {
         let (tokenizer, weights) = std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| tokenizer(&self.checkpoint));
+            let tokenizer = scope.spawn(|| self.tokenizer());
             let weights = self.load_weights();
             (tokenizer.join().unwrap_or_else(|_| Err(anyhow!("the tokenizer failed"))), weights)
         });
-        let (tokenizer, Weights { model, ops, finishing }) = (tokenizer?, weights?);
+        let (tokenizer, Weights { model, draft, ops, finishing }) = (tokenizer?, weights?);
         let text = |id: Option<u32>| id.map(|id| tokenizer.token_text(id));
         let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
         let template = template
@@ -161,12 +192,13 @@ impl Prepared {
         ends.sort_unstable();
         ends.dedup();
         let kv = human_bytes(self.fit.kv_bytes);
-        let engine = Engine::start(self.engine_config(ends), model, ops).with_context(|| {
-            format!(
-                "cannot start with {kv} of keys and values: if memory is short, choose less \
+        let engine =
+            Engine::start(self.engine_config(ends), model, draft, ops).with_context(|| {
+                format!(
+                    "cannot start with {kv} of keys and values: if memory is short, choose less \
                  --kv-cache-memory or a smaller --max-model-len, or stop other programs"
-            )
-        })?;
+                )
+            })?;
         let template = template.map(Arc::new);
         let defaults = match catalogue::find(&self.resolved.name)? {
             Some(entry) => SamplingDefaults {
@@ -197,7 +229,32 @@ impl Prepared {
             max_waiting: self.args.max_waiting,
             eos_token_ids,
             seed: self.args.seed,
+            speculation: self.args.drafting().map(|mut drafting| {
+                // Making a draft is reading the draft model's weights.
+                let bytes = self.draft.as_ref().map_or(0, Checkpoint::weight_bytes);
+                let share = bytes as f32 / self.checkpoint.weight_bytes().max(1) as f32;
+                drafting.speculation.draft_cost = share;
+                drafting.speculation
+            }),
         }
+    }
+
+    /// The model's tokenizer, which must be the draft model's too: its tokens are fed to both.
+    fn tokenizer(&self) -> Result<Tokenizer> {
+        let own = tokenizer(&self.checkpoint)?;
+        let Some(draft) = &self.draft else { return Ok(own) };
+        let other = tokenizer(draft).context("cannot use the draft model")?;
+        let tokens = self.checkpoint.spec().vocab;
+        let same = |id: &u32| own.token_bytes(*id) == other.token_bytes(*id);
+        if draft.spec().vocab != tokens || !(0..tokens).all(|id| same(&id)) {
+            bail!(
+                "the draft model {} has another vocabulary than {}: choose a smaller model of the \
+                 same family",
+                draft.name(),
+                self.checkpoint.name()
+            );
+        }
+        Ok(own)
     }
 
     fn load_weights(&self) -> Result<Weights> {
@@ -206,22 +263,31 @@ impl Prepared {
         let ops = Arc::new(CpuOps::detect(threads(&self.args)).with_packed(store));
         let begun = Instant::now();
         let mut progress: Option<Progress> = None;
-        let total = self.checkpoint.weight_bytes();
-        let mut show = |done: u64| {
-            if begun.elapsed() >= PATIENCE {
-                progress.get_or_insert_with(|| Progress::new("loading", Some(total))).set(done);
-            }
-        };
+        let mut before = 0;
         let options = LoadOptions {
             max_tokens: self.args.max_num_batched_tokens as usize,
             max_outputs: self.args.max_num_batched_tokens as usize,
         };
-        let model = self
-            .checkpoint
-            .load(ops.as_ref(), &options, &mut show)
-            .with_context(|| format!("cannot load {}", self.resolved.path.display()))?;
+        let mut load = |checkpoint: &Checkpoint| -> Result<Box<dyn Model>> {
+            let mut show = |done: u64| {
+                if begun.elapsed() >= PATIENCE {
+                    let total = Some(self.fit.weight_bytes);
+                    progress.get_or_insert_with(|| Progress::new("loading", total));
+                }
+                if let Some(progress) = &mut progress {
+                    progress.set(before + done);
+                }
+            };
+            let model = checkpoint.load(ops.as_ref(), &options, &mut show);
+            before += checkpoint.weight_bytes();
+            model.with_context(|| format!("cannot load {}", checkpoint.name()))
+        };
+        let model = load(&self.checkpoint)?;
+        // The cache is the model's: a draft model, whose tensors have the same names, is packed in
+        // memory.
         let finishing = entry.finish(ops.take_packed());
-        Ok(Weights { model, ops, finishing })
+        let draft = self.draft.as_ref().map(load).transpose()?;
+        Ok(Weights { model, draft, ops, finishing })
     }
 
     /// What the cache of packed weights has for this model.

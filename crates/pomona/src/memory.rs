@@ -30,6 +30,17 @@ pub struct Wishes {
     pub max_num_batched_tokens: u32,
     /// Memory for KV, if the user says.
     pub kv_bytes: Option<u64>,
+    /// What a draft model needs beside its weights, which are counted with the model's.
+    pub draft: DraftNeeds,
+}
+
+/// What a draft model needs; nothing where there is none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DraftNeeds {
+    /// Bytes of its KV for each block.
+    pub block_bytes: u64,
+    /// Bytes of its activations.
+    pub scratch_bytes: u64,
 }
 
 /// What will be used.
@@ -67,11 +78,11 @@ pub fn fit(spec: &ModelSpec, wishes: &Wishes) -> Result<Fit> {
             wishes.max_num_seqs
         );
     }
-    let scratch_bytes = scratch_bytes(spec, wishes.max_num_batched_tokens);
+    let step = wishes.max_num_batched_tokens;
+    let scratch_bytes = scratch_bytes(spec, step) + wishes.draft.scratch_bytes + PROGRAM_BYTES;
     let fixed = wishes.weight_bytes.saturating_add(scratch_bytes);
     let free = wishes.available_bytes.saturating_sub(fixed);
-    let block_bytes = spec.block_bytes(wishes.kv_element_bytes).max(1);
-    let step = wishes.max_num_batched_tokens;
+    let block_bytes = block_bytes(spec, wishes);
     let least = blocks_for(spec, BLOCK_TOKENS, step) * block_bytes;
     if free < least {
         bail!(
@@ -117,7 +128,7 @@ pub fn fit(spec: &ModelSpec, wishes: &Wishes) -> Result<Fit> {
 
 /// The wished length, or the longest that the model allows and the budget holds.
 fn max_model_len(spec: &ModelSpec, wishes: &Wishes, budget: u64, free: u64) -> Result<u32> {
-    let block_bytes = spec.block_bytes(wishes.kv_element_bytes).max(1);
+    let block_bytes = block_bytes(spec, wishes);
     let step = wishes.max_num_batched_tokens;
     let longest_that_fits = |bytes: u64| {
         let blocks = bytes / block_bytes;
@@ -197,16 +208,21 @@ pub fn kv_read_bytes(spec: &ModelSpec, element_bytes: u32, tokens: f64) -> f64 {
     spec.layers.iter().map(|kind| token * seen(kind)).sum()
 }
 
+/// Bytes of a block, of the model and of its draft model.
+fn block_bytes(spec: &ModelSpec, wishes: &Wishes) -> u64 {
+    (spec.block_bytes(wishes.kv_element_bytes) + wishes.draft.block_bytes).max(1)
+}
+
 /// Activations of a step: the residual stream and its norm, queries and outputs, keys and values,
-/// gate and up, a few rows of logits, all f32; and the program.
-fn scratch_bytes(spec: &ModelSpec, tokens: u32) -> u64 {
+/// gate and up, a few rows of logits, all f32.
+pub fn scratch_bytes(spec: &ModelSpec, tokens: u32) -> u64 {
     let heads = 2 * spec.heads + 2 * spec.kv_heads;
     let row = 4 * u64::from(spec.hidden)
         + u64::from(heads) * u64::from(spec.head_dim)
         + 2 * u64::from(spec.ffn);
     const LOGIT_ROWS: u64 = 64;
     let logits = LOGIT_ROWS.min(u64::from(tokens)) * u64::from(spec.vocab);
-    (row * u64::from(tokens) + logits) * 4 + PROGRAM_BYTES
+    (row * u64::from(tokens) + logits) * 4
 }
 
 #[cfg(test)]
@@ -237,6 +253,7 @@ mod tests {
             max_num_seqs: 64,
             max_num_batched_tokens: 512,
             kv_bytes: None,
+            draft: DraftNeeds::default(),
         }
     }
 
@@ -278,6 +295,16 @@ mod tests {
         assert!(fit(&spec(), &ok).is_ok());
         assert!(refusal(Wishes { kv_bytes: Some(64 << 30), ..wishes() }).contains("is more than"));
         assert!(refusal(Wishes { kv_bytes: Some(9), ..wishes() }).contains("single block"));
+    }
+
+    #[test]
+    fn a_draft_model_shortens_the_context_of_a_tight_machine() {
+        let tight = Wishes { available_bytes: 700 << 20, ..wishes() };
+        let alone = fit(&spec(), &tight).unwrap();
+        let draft = DraftNeeds { block_bytes: spec().block_bytes(2), scratch_bytes: 0 };
+        let with = fit(&spec(), &Wishes { draft, ..tight }).unwrap();
+        assert!(with.max_model_len <= alone.max_model_len / 2 + 16, "{with:?}");
+        assert!(with.total_bytes() <= tight.available_bytes);
     }
 
     #[test]

@@ -117,6 +117,26 @@ fn limits_that_cannot_be_met_say_which_can() {
     assert!(little.contains("give more --kv-cache-memory"), "{little}");
 }
 
+#[test]
+fn a_draft_model_of_another_vocabulary_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let draft = folder.path().join("draft.gguf");
+    let mut bytes = fs::read(tiny_model()).unwrap();
+    let name = b"<|im_end|>";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+    bytes[at + name.len() - 3] = b'D';
+    fs::write(&draft, &bytes).unwrap();
+    let model = tiny_model();
+    let serve = |draft: &std::path::Path| {
+        let draft = draft.to_str().unwrap();
+        refused(&["serve", model.to_str().unwrap(), "--port", "0", "--model-draft", draft])
+    };
+    let other = serve(&draft);
+    assert!(other.contains("another vocabulary") && other.contains("same family"), "{other}");
+    let absent = serve(&folder.path().join("absent.gguf"));
+    assert!(absent.contains("cannot use the draft model"), "{absent}");
+}
+
 /// A limit on address space stands in for a machine that promises more memory than it has.
 #[test]
 fn memory_that_the_system_does_not_give_says_which_flag_takes_less() {

@@ -149,7 +149,7 @@ pub(crate) struct Scrape<'a> {
 type Read = fn(&Scrape<'_>) -> f64;
 
 /// Name, kind, help and where the number comes from.
-const NUMBERS: [(&str, &str, &str, Read); 10] = [
+const NUMBERS: [(&str, &str, &str, Read); 13] = [
     ("vllm:num_requests_running", "gauge", "Requests in the current step.", |s| {
         f64::from(s.load.running)
     }),
@@ -176,6 +176,18 @@ const NUMBERS: [(&str, &str, &str, Read); 10] = [
     ("vllm:generation_tokens_total", "counter", "Tokens produced.", |s| {
         s.metrics.generation_tokens.load(Ordering::Relaxed) as f64
     }),
+    ("vllm:spec_decode_num_drafts_total", "counter", "Times that a request got drafts.", |s| {
+        s.load.drafts as f64
+    }),
+    ("vllm:spec_decode_num_draft_tokens_total", "counter", "Tokens drafted.", |s| {
+        s.load.draft_tokens as f64
+    }),
+    (
+        "vllm:spec_decode_num_accepted_tokens_total",
+        "counter",
+        "Tokens drafted and accepted.",
+        |s| s.load.accepted_tokens as f64,
+    ),
     ("pomona:steps_total", "counter", "Steps that the engine has completed.", |s| {
         s.load.steps as f64
     }),

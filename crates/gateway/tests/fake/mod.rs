@@ -75,7 +75,14 @@ impl FakeReplica {
             step,
             active: VecDeque::new(),
             seen: Vec::new(),
-            load: Load { blocks_total: BLOCKS, ..Load::default() },
+            load: Load {
+                blocks_total: BLOCKS,
+                // As if it had speculated before.
+                drafts: 2,
+                draft_tokens: 8,
+                accepted_tokens: 6,
+                ..Load::default()
+            },
             last_step: Instant::now(),
             refusal: None,
             room: 0,

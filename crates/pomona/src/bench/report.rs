@@ -21,6 +21,8 @@ pub struct Report {
     pub model: Option<Facts>,
     /// Speed of the engine alone, one request at a time.
     pub engine: Vec<Speed>,
+    /// What speculation did there.
+    pub drafts: Option<Drafts>,
     /// Whose server answered: `this binary` or an address.
     pub server: String,
     /// From the start of the server's process to its ready line.
@@ -95,6 +97,15 @@ pub struct Limits {
     pub of_f32_peak: f64,
     /// Share of the measured 8-bit peak.
     pub of_int8_peak: f64,
+}
+
+/// Drafts of speculative decoding.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Drafts {
+    /// Tokens drafted.
+    pub drafted: u64,
+    /// Those that were right.
+    pub accepted: u64,
 }
 
 /// A level of load with its limits.
@@ -242,6 +253,10 @@ impl Report {
                 l.of_int8_peak * 100.0,
             )?;
         }
+        if let Some(Drafts { drafted, accepted }) = self.drafts {
+            let share = 100.0 * accepted as f64 / drafted.max(1) as f64;
+            writeln!(out, "drafts           {accepted} of {drafted} accepted ({share:.0}%)")?;
+        }
         Ok(())
     }
 
@@ -328,6 +343,7 @@ mod tests {
                 tokens_per_s: Spread::of(&[50.0]),
                 limits: machine().limits(10.0, 50.0),
             }],
+            drafts: Some(Drafts { drafted: 8, accepted: 6 }),
             server: "http://h".into(),
             ready_s: None,
             memory: None,
@@ -335,7 +351,8 @@ mod tests {
             served: vec![Served { level: Level::default(), limits: None }],
         };
         let table = report.table();
-        assert_eq!(table.lines().count(), 10, "{table}");
+        assert_eq!(table.lines().count(), 11, "{table}");
+        assert!(table.contains("6 of 8 accepted (75%)"), "{table}");
         assert!(table.contains("decode") && table.contains("50%"), "{table}");
     }
 }

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 
 use pomona_device::DType;
 
+use super::speculative::{Drafting, SpeculativeArgs};
 use crate::models::Surroundings;
 use crate::models::weight_cache::WeightCache;
 
@@ -86,6 +87,9 @@ pub struct EngineArgs {
 
     #[command(flatten)]
     pub weight_cache: WeightCacheArgs,
+
+    #[command(flatten)]
+    speculative: SpeculativeArgs,
 }
 
 /// Size of the weight cache unless a flag says another.
@@ -145,6 +149,11 @@ impl EngineArgs {
         self.enable_prefix_caching || !self.no_enable_prefix_caching
     }
 
+    /// Where drafts come from, if they are wanted.
+    pub fn drafting(&self) -> Option<Drafting> {
+        self.speculative.drafting()
+    }
+
     /// The flags that give the same settings to another process.
     pub fn to_flags(&self) -> Vec<String> {
         let kv_dtype = match self.kv_cache_dtype.0 {
@@ -172,7 +181,8 @@ impl EngineArgs {
             ("--kv-cache-memory", self.kv_cache_memory.map(|n| n.to_string())),
             ("--threads", self.threads.map(|n| n.to_string())),
         ];
-        let given = always.into_iter().filter_map(|(name, value)| Some([name.into(), value?]));
+        let all = always.into_iter().chain(self.speculative.to_flags());
+        let given = all.filter_map(|(name, value)| Some([name.into(), value?]));
         let given = given.flatten().chain([prefix_caching.to_owned()]);
         given.chain(self.weight_cache.to_flags()).collect()
     }
@@ -288,12 +298,15 @@ mod tests {
         use clap::Parser;
         let given = "x --max-model-len 4K --kv-cache-dtype bfloat16 --scheduling-policy fair \
                      --no-enable-prefix-caching --kv-cache-memory 1GiB --threads 2 --seed 3 \
-                     --weight-cache /srv/x --weight-cache-size 1GiB";
+                     --weight-cache /srv/x --weight-cache-size 1GiB \
+                     --model-draft m.gguf --draft-max 5";
         let first = Probe::parse_from(given.split_whitespace()).engine;
         let flags = first.to_flags();
         let again = Probe::parse_from(["x".to_owned()].into_iter().chain(flags.clone())).engine;
         assert_eq!(again.to_flags(), flags);
         assert_eq!(again.max_model_len, Some(4096));
+        assert_eq!(again.drafting(), first.drafting());
+        assert_eq!(again.drafting().and_then(|d| d.model), Some("m.gguf".to_owned()));
         assert!(!again.prefix_caching());
     }
 

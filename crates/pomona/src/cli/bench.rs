@@ -10,7 +10,7 @@ use pomona_types::BLOCK_TOKENS;
 
 use super::args::{EngineArgs, ModelName, parse_tokens};
 use crate::bench::load::{Level, Shape, Target};
-use crate::bench::report::{Facts, Limits, Machine, Memory, Report, Served};
+use crate::bench::report::{Drafts, Facts, Limits, Machine, Memory, Report, Served};
 use crate::bench::served::Server;
 use crate::bench::startup::{Start, Startup};
 use crate::bench::stats::Spread;
@@ -133,6 +133,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         machine,
         model: None,
         engine: Vec::new(),
+        drafts: None,
         server,
         ready_s: None,
         memory: None,
@@ -181,6 +182,11 @@ fn at_hand(args: &BenchArgs, model: &str, report: &mut Report) -> Result<Costs> 
         let options = engine::Options { prompts: &args.n_prompt, repeats };
         report.engine =
             engine::measure(replica.as_ref(), &report.machine, &facts, &kv_read, &options)?;
+        let load = replica.load();
+        report.drafts = args
+            .engine
+            .drafting()
+            .map(|_| Drafts { drafted: load.draft_tokens, accepted: load.accepted_tokens });
         drop(replica);
         loaded.engine.stop();
     }

@@ -109,6 +109,8 @@ pub fn run(args: &InspectArgs) -> Result<()> {
 
 fn look(args: &InspectArgs) -> Result<Findings> {
     let (resolved, checkpoint) = compose::open(args.model.require("inspect")?)?;
+    let draft = compose::open_draft(&args.engine)?;
+    let wishes = compose::wishes(&checkpoint, draft.as_ref(), &args.engine)?;
     let spec = checkpoint.spec();
     let tensors: Vec<TensorRow> = checkpoint
         .tensors()
@@ -153,7 +155,7 @@ fn look(args: &InspectArgs) -> Result<Findings> {
         end_tokens: checkpoint.eos_token_ids().to_vec(),
         parameters: tensors.iter().map(weights).sum(),
         formats,
-        memory: memory_row(spec, &compose::wishes(&checkpoint, &args.engine)),
+        memory: memory_row(spec, &wishes),
         machine: MachineRow {
             kernels: format!("{:?}", Isa::detect()).to_lowercase(),
             threads: compose::threads(&args.engine),

@@ -10,6 +10,7 @@ mod perplexity;
 mod pull;
 mod run;
 mod serve;
+mod speculative;
 mod strangers;
 mod tokenize;
 
@@ -141,7 +142,8 @@ mod tests {
         let flags = "pomona serve m --host 0.0.0.0 --port 1 --served-model-name a b --api-key k \
              --max-model-len 4K --max-num-seqs 8 --max-num-batched-tokens 256 --dtype auto \
              --kv-cache-dtype auto --seed 1 --no-enable-prefix-caching \
-             --scheduling-policy priority --disable-uvicorn-access-log";
+             --scheduling-policy priority --disable-uvicorn-access-log \
+             --speculative-config {\"method\":\"suffix\"}";
         let parsed = Cli::try_parse_from(flags.split_whitespace());
         assert!(parsed.is_ok(), "{}", parsed.err().map(|e| e.to_string()).unwrap_or_default());
     }

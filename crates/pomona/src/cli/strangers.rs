@@ -43,6 +43,11 @@ const STRANGERS: &[(&[&str], &str)] = &[
         &["-q", "--quantization"],
         "a model's weights say how they are quantised; choose a file, such as org/repo:Q4_K_M",
     ),
+    (
+        &["-md", "--draft", "--draft-n", "--speculative-model", "--num-speculative-tokens"],
+        "a draft model is --model-draft FILE here, with --draft-max N; other methods are \
+         --speculative-config, as in vLLM",
+    ),
     (&["--trust-remote-code"], "models bring no code to run here; leave the flag out"),
     (&["--tokenizer", "--hf-config-path"], "these come from the model's own files"),
     (&["--swap-space", "--cpu-offload-gb"], "keys and values stay in --kv-cache-memory"),
