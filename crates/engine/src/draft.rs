@@ -1,6 +1,6 @@
-//! The draft model: a small model that guesses what the engine's model will say. Its keys and values
-//! are kept for the same tokens in the same blocks, so that prefix hits, preemption and wrong drafts
-//! need nothing of their own.
+//! The draft model: a small model that guesses what the engine's model will say. Its keys and
+//! values are kept for the same tokens in the same blocks, so that prefix hits, preemption and
+//! wrong drafts need nothing of their own.
 
 use std::sync::Arc;
 

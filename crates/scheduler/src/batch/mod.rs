@@ -1,9 +1,9 @@
 //! Requests to steps: continuous batching over paged blocks.
 //!
 //! One rule, no phases: a request has tokens computed and tokens known or guessed; each step hands
-//! out a token budget so that computed catches up. Chunked prefill, prefix hits, decode, speculation
-//! and recompute after a preemption all follow from it. [`State::plan`] decides, the caller
-//! computes, [`State::commit`] takes note.
+//! out a token budget so that computed catches up. Chunked prefill, prefix hits, decode,
+//! speculation and recompute after a preemption all follow from it. [`State::plan`] decides, the
+//! caller computes, [`State::commit`] takes note.
 
 mod blocks;
 mod commit;
