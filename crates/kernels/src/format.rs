@@ -1,5 +1,6 @@
 //! Weight formats: names and sizes. Block formats are those of GGUF
-//! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>).
+//! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>), and group formats of our own, which
+//! no file has: weights become them while they are loaded.
 
 /// How the numbers of a weight matrix are stored. Blocks run along a row.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -16,11 +17,20 @@ pub enum Format {
     Q4_K,
     Q5_K,
     Q6_K,
+    /// `d * q`: a 16-bit scale for each 32, 64 or 128 columns, and signed bytes.
+    Int8G32,
+    Int8G64,
+    Int8G128,
+    /// `d * (q - z)`: a 16-bit scale and a zero point in sixteenths for so many columns, and
+    /// nibbles. What GPTQ and AWQ checkpoints hold is exactly such numbers.
+    Int4G32,
+    Int4G64,
+    Int4G128,
 }
 
 impl Format {
     /// All of them.
-    pub const ALL: [Format; 11] = [
+    pub const ALL: [Format; 17] = [
         Format::F32,
         Format::F16,
         Format::BF16,
@@ -32,7 +42,31 @@ impl Format {
         Format::Q4_K,
         Format::Q5_K,
         Format::Q6_K,
+        Format::Int8G32,
+        Format::Int8G64,
+        Format::Int8G128,
+        Format::Int4G32,
+        Format::Int4G64,
+        Format::Int4G128,
     ];
+
+    /// Whether numbers are stored one by one.
+    pub fn is_dense(self) -> bool {
+        matches!(self, Format::F32 | Format::F16 | Format::BF16)
+    }
+
+    /// Whether it is one of ours, that no file has.
+    pub fn is_grouped(self) -> bool {
+        self.is_int8() || self.is_int4()
+    }
+
+    pub(crate) fn is_int8(self) -> bool {
+        matches!(self, Format::Int8G32 | Format::Int8G64 | Format::Int8G128)
+    }
+
+    pub(crate) fn is_int4(self) -> bool {
+        matches!(self, Format::Int4G32 | Format::Int4G64 | Format::Int4G128)
+    }
 
     /// Weights in one block.
     pub fn block_len(self) -> usize {
@@ -40,6 +74,9 @@ impl Format {
             Format::F32 | Format::F16 | Format::BF16 => 1,
             Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 => 32,
             Format::Q4_K | Format::Q5_K | Format::Q6_K => 256,
+            Format::Int8G32 | Format::Int4G32 => 32,
+            Format::Int8G64 | Format::Int4G64 => 64,
+            Format::Int8G128 | Format::Int4G128 => 128,
         }
     }
 
@@ -56,6 +93,8 @@ impl Format {
             Format::Q4_K => 144,
             Format::Q5_K => 176,
             Format::Q6_K => 210,
+            Format::Int8G32 | Format::Int8G64 | Format::Int8G128 => 2 + self.block_len(),
+            Format::Int4G32 | Format::Int4G64 | Format::Int4G128 => 3 + self.block_len() / 2,
         }
     }
 

@@ -17,7 +17,7 @@ mod rows;
 
 pub use cpu::CpuOps;
 pub use format::Format;
-pub use formats::dequantize_row;
+pub use formats::{Int4Group, dequantize_row};
 pub use isa::Isa;
 pub use linear::packed::LAYOUT as PACKED_LAYOUT;
 pub use ops::{

@@ -10,7 +10,7 @@ use pomona_kernels::{Format, dequantize_row};
 #[test]
 fn decoding_equals_the_gguf_package_bit_by_bit() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    for format in Format::ALL.into_iter().filter(|f| *f != Format::F32) {
+    for format in Format::ALL.into_iter().filter(|f| *f != Format::F32 && !f.is_grouped()) {
         let bytes = std::fs::read(folder.join(format!("{format:?}.bytes"))).unwrap();
         let expected = std::fs::read(folder.join(format!("{format:?}.f32"))).unwrap();
         let expected = expected.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));

@@ -1,9 +1,12 @@
-//! What the bytes of each weight format mean. The definitions are those of ggml's
+//! What the bytes of each weight format mean. The definitions of GGUF's are those of ggml's
 //! `ggml-common.h` and `ggml-quants.c`; tests compare with the `gguf` Python package bit by bit.
 
+mod groups;
 mod k_quants;
 mod legacy;
 
+pub use groups::Int4Group;
+pub(crate) use groups::ZERO_PARTS;
 pub(crate) use k_quants::q4_k_scale_min;
 
 use half::{bf16, f16};
@@ -34,6 +37,8 @@ pub fn dequantize_row(format: Format, bytes: &[u8], out: &mut [f32]) {
         Format::Q4_K => each(k_quants::q4_k),
         Format::Q5_K => each(k_quants::q5_k),
         Format::Q6_K => each(k_quants::q6_k),
+        Format::Int8G32 | Format::Int8G64 | Format::Int8G128 => each(groups::int8),
+        Format::Int4G32 | Format::Int4G64 | Format::Int4G128 => each(groups::int4),
     }
 }
 

@@ -13,6 +13,7 @@ use super::packed::{BLOCK, GROUP, STEPS, integer_bytes, nibble_step};
 use super::panel::{GROUPS, Panel, Row};
 use super::{Activations, Slab};
 use crate::Format;
+use crate::formats::ZERO_PARTS;
 
 /// Tokens from which unpacking weights once for all of them pays.
 const PANEL_TOKENS: usize = 5;
@@ -35,6 +36,12 @@ pub(super) fn run(slab: &Slab<'_>, activations: &Activations, panel: &mut Panel,
             Format::Q4_K => groups::<Nibbles, ScaledScales>(slab, activations, panel),
             Format::Q5_K => groups::<FiveBits, ScaledScales>(slab, activations, panel),
             Format::Q6_K => groups::<SixBits, HalfScales>(slab, activations, panel),
+            Format::Int8G32 => groups::<Bytes, GroupScale<1>>(slab, activations, panel),
+            Format::Int8G64 => groups::<Bytes, GroupScale<2>>(slab, activations, panel),
+            Format::Int8G128 => groups::<Bytes, GroupScale<4>>(slab, activations, panel),
+            Format::Int4G32 => groups::<Nibbles, GroupScaleAndZero<1>>(slab, activations, panel),
+            Format::Int4G64 => groups::<Nibbles, GroupScaleAndZero<2>>(slab, activations, panel),
+            Format::Int4G128 => groups::<Nibbles, GroupScaleAndZero<4>>(slab, activations, panel),
             Format::F32 | Format::F16 | Format::BF16 => unreachable!("dense formats go elsewhere"),
         }
     }
@@ -628,6 +635,38 @@ impl Scales for HalfScales {
                 *scales = [d, _mm512_mul_ps(d, _mm512_set1_ps(-32.0))];
             }
             scales
+        }
+    }
+}
+
+/// One scale for `BLOCKS` blocks of signed bytes.
+struct GroupScale<const BLOCKS: usize>;
+impl<const BLOCKS: usize> Scales for GroupScale<BLOCKS> {
+    const PARTS: usize = 1;
+    /// # Safety
+    /// As for [`Scales::of`].
+    #[inline(always)]
+    unsafe fn of(at: *const u8, b: usize) -> [[__m512; 2]; 2] {
+        // SAFETY: those of Q8_0, once for a group.
+        unsafe { OneScale::<-128>::of(at, b / BLOCKS) }
+    }
+}
+
+/// One scale for `BLOCKS` blocks, and a zero point in parts.
+struct GroupScaleAndZero<const BLOCKS: usize>;
+impl<const BLOCKS: usize> Scales for GroupScaleAndZero<BLOCKS> {
+    const PARTS: usize = 1;
+    /// # Safety
+    /// As for [`Scales::of`].
+    #[inline(always)]
+    unsafe fn of(at: *const u8, b: usize) -> [[__m512; 2]; 2] {
+        // SAFETY: 48 bytes a group.
+        unsafe {
+            let own = at.add(b / BLOCKS * 48);
+            let (d, zero) = (halves(own), _mm_loadu_si128(own.add(32).cast()));
+            let zero = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(zero));
+            let zero = _mm512_mul_ps(zero, _mm512_set1_ps(-1.0 / ZERO_PARTS));
+            [[d, _mm512_mul_ps(d, zero)]; 2]
         }
     }
 }

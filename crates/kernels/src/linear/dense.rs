@@ -14,10 +14,6 @@ const TILE: usize = 16;
 /// Tokens below which bringing them side by side is not worth a join.
 const JOIN_TOKENS: usize = 16;
 
-pub(super) fn is_dense(format: Format) -> bool {
-    matches!(format, Format::F32 | Format::F16 | Format::BF16)
-}
-
 /// Activations of up to sixteen tokens side by side: what a column's products need lies together,
 /// however long a row is. Memory is kept from call to call.
 #[derive(Default)]

@@ -146,11 +146,11 @@ pub(crate) fn linear(
     if tokens == 0 {
         return;
     }
-    if parts.iter().any(|p| !dense::is_dense(p.format)) {
+    if parts.iter().any(|p| !p.format.is_dense()) {
         activations.quantise(pool, isa, x, cols);
     }
     let on_tiles = |format| isa == Isa::Amx && format == Format::BF16;
-    if parts.iter().any(|p| dense::is_dense(p.format) && !on_tiles(p.format)) {
+    if parts.iter().any(|p| p.format.is_dense() && !on_tiles(p.format)) {
         tiles.fill(pool, x, cols);
     }
     if parts.iter().any(|p| on_tiles(p.format)) {
@@ -201,7 +201,7 @@ fn run_slab(isa: Isa, slab: &Slab<'_>, x: Forms<'_>, panel: &mut Panel) {
     match (isa, slab.format) {
         // SAFETY: dispatch chose this tier, which Isa::detect() found.
         (Isa::Amx, Format::BF16) => unsafe { amx::bf16(slab, bf16_tiles) },
-        (_, format) if dense::is_dense(format) => isa.run(dense::Dense { slab, x: tiles }),
+        (_, format) if format.is_dense() => isa.run(dense::Dense { slab, x: tiles }),
         (Isa::Avx512 | Isa::Amx, _) => avx512::run(slab, activations, panel, isa == Isa::Amx),
         _ => isa.run(reference::Quantised { slab, activations, panel }),
     }

@@ -15,14 +15,16 @@
 //! Dense formats lie column by column: sixteen numbers each, as stored in the file. Two columns of
 //! BF16 lie together, a lane's numbers side by side, and columns of zeros fill the last block.
 //!
+//! Group formats have their scales once for each group of 32, 64 or 128 columns, which is one, two
+//! or four blocks.
+//!
 //! Every integer format reads `value = d * w + m`, with `w` unsigned, and `d` and `m` given per
 //! row for a block or (Q6_K) for half of one.
 
 use half::f16;
 
-use super::dense::is_dense;
 use crate::Format;
-use crate::formats::{half_at, q4_k_scale_min};
+use crate::formats::{ZERO_PARTS, half_at, q4_k_scale_min};
 use crate::lanes::LANES;
 
 /// Number of this layout: to be raised with every change of a packed matrix's bytes, so that files
@@ -49,6 +51,8 @@ fn bits(format: Format) -> usize {
         Format::Q5_0 | Format::Q5_1 | Format::Q5_K => 5,
         Format::Q6_K => 6,
         Format::Q8_0 => 8,
+        Format::Int8G32 | Format::Int8G64 | Format::Int8G128 => 8,
+        Format::Int4G32 | Format::Int4G64 | Format::Int4G128 => 4,
         Format::F32 | Format::F16 | Format::BF16 => unreachable!("dense formats have no integers"),
     }
 }
@@ -60,6 +64,11 @@ pub(super) fn integer_bytes(format: Format) -> usize {
 
 /// Bytes of the scales of block `block` and all before it.
 fn factors_at(format: Format, block: usize) -> usize {
+    if format.is_grouped() {
+        // A 16-bit scale, then for 4 bits a byte.
+        let each = if format.is_int4() { 48 } else { 32 };
+        return block / (format.block_len() / BLOCK) * each;
+    }
     let (head, each) = match format {
         Format::Q4_1 | Format::Q5_1 => (0, 64),
         // 16-bit scale and minimum, then a byte each for every block.
@@ -75,7 +84,7 @@ fn factors_at(format: Format, block: usize) -> usize {
 pub(crate) fn group_bytes(format: Format, cols: usize) -> usize {
     let bytes = if format == Format::BF16 {
         cols.div_ceil(BLOCK) * PAIRS_AT_ONCE * PAIR_BYTES
-    } else if is_dense(format) {
+    } else if format.is_dense() {
         cols * GROUP * format.block_bytes()
     } else {
         let blocks = cols / BLOCK;
@@ -94,7 +103,7 @@ pub(crate) fn matrix_bytes(format: Format, rows: usize, cols: usize) -> Option<u
 /// Packs up to sixteen rows, each as stored in the file, into a zeroed group.
 pub(crate) fn pack(format: Format, rows: &[u8], cols: usize, group: &mut [u8]) {
     let row_bytes = format.row_bytes(cols).expect("checked when the matrix was made");
-    if is_dense(format) {
+    if format.is_dense() {
         return match format {
             Format::F32 => pack_dense::<4, 1>(rows, cols, group),
             Format::BF16 => pack_dense::<2, 2>(rows, cols, group),
@@ -163,6 +172,16 @@ fn integers_of(format: Format, row: &[u8], b: usize) -> [u8; BLOCK] {
                 *w = low[i] >> (run / 2 * 4) & 15 | (high[i] >> (run * 2) & 3) << 4;
             }
         }
+        _ if format.is_grouped() => {
+            let (group, own) = group_of(format, row, b);
+            match format.is_int4() {
+                true => nibbles(&group[3 + own * 16..], &mut w),
+                false => {
+                    let qs = &group[2 + own * BLOCK..];
+                    w.iter_mut().zip(qs).for_each(|(w, q)| *w = q ^ 0x80);
+                }
+            }
+        }
         _ => {
             let block = &row[b * bytes..][..bytes];
             match format {
@@ -175,6 +194,13 @@ fn integers_of(format: Format, row: &[u8], b: usize) -> [u8; BLOCK] {
         }
     }
     w
+}
+
+/// The group that has block `b`, and which of its blocks that is.
+#[inline(always)]
+fn group_of(format: Format, row: &[u8], b: usize) -> (&[u8], usize) {
+    let (blocks, bytes) = (format.block_len() / BLOCK, format.block_bytes());
+    (&row[b / blocks * bytes..][..bytes], b % blocks)
 }
 
 #[inline(always)]
@@ -229,6 +255,13 @@ fn put_factors(format: Format, lane: usize, row: &[u8], b: usize, factors: &mut 
             factors[at + lane * 2..][..2].copy_from_slice(&block[208..210]);
             let (at, scales) = (at + 32 + b % SUPER * 32, &block[192 + b % SUPER * 2..]);
             (factors[at + lane], factors[at + 16 + lane]) = (scales[0], scales[1]);
+        }
+        _ if format.is_grouped() => {
+            let ((group, _), at) = (group_of(format, row, b), factors_at(format, b));
+            factors[at + lane * 2..][..2].copy_from_slice(&group[..2]);
+            if format.is_int4() {
+                factors[at + 32 + lane] = group[2];
+            }
         }
         _ => {
             let (block, at) = (&row[b * bytes..][..bytes], factors_at(format, b));
@@ -312,6 +345,7 @@ impl Block {
         };
         for lane in 0..GROUP {
             let bytes = [factors[own + lane], factors[own + 16 + lane]];
+            let zero = || f32::from(factors[own + 32 + lane]) / -ZERO_PARTS;
             let half = |at: usize| half_at(factors, at + lane * 2);
             let (d, m) = match format {
                 Format::Q4_K | Format::Q5_K => {
@@ -323,6 +357,7 @@ impl Block {
                     (d, d.map(|d| d * -centre(format)))
                 }
                 Format::Q4_1 | Format::Q5_1 => ([half(own); 2], [half(own + 32); 2]),
+                _ if format.is_int4() => ([half(own); 2], [half(own) * zero(); 2]),
                 _ => ([half(own); 2], [half(own) * -centre(format); 2]),
             };
             for h in 0..2 {
@@ -335,7 +370,7 @@ impl Block {
 /// Reads row `lane` of a group, the same numbers as [`crate::dequantize_row`] gives.
 pub(crate) fn row(format: Format, group: &[u8], lane: usize, out: &mut [f32]) {
     let cols = out.len();
-    if is_dense(format) {
+    if format.is_dense() {
         let size = format.block_bytes();
         let together = if format == Format::BF16 { 2 } else { 1 };
         let columns = group.chunks(GROUP * together * size);
