@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use pomona_device::{DType, Device, Pool, Probe, View, probe};
 use pomona_kernels::{
-    Attention, CpuOps, Format, KvLayer, LinearPart, Matrix, Ops, Span, WeightSource, Write,
+    Attention, CpuOps, Format, KvLayer, LinearPart, Matrix, Ops, Span, StoredRows, WeightSource,
+    Write,
 };
 
 const ROUNDS: usize = 15;
@@ -71,7 +72,7 @@ fn join(threads: usize) {
 
 fn linear(ops: &CpuOps, limits: &Probe, formats: &[Format]) {
     const SHAPES: [(usize, usize); 2] = [(1536, 576), (4096, 2048)];
-    println!("\nlinear   rows x cols  tokens      us    GB/s  of read    GOP/s  of peak    best");
+    println!("\nlinear     rows x cols  tokens      us    GB/s  of read    GOP/s  of peak    best");
     for &format in formats {
         for (rows, cols) in SHAPES {
             let cols = cols.next_multiple_of(format.block_len());
@@ -98,7 +99,7 @@ fn linear(ops: &CpuOps, limits: &Probe, formats: &[Format]) {
                 let (name, us) = (format!("{format:?}"), seconds * 1e6);
                 let rate = bytes as f64 / seconds;
                 let share = 100.0 * rate / limits.read_bytes_per_s;
-                print!("{name:<6} {rows:>6} x {cols:<6} {tokens:>5} {us:>8.1}");
+                print!("{name:<8} {rows:>6} x {cols:<6} {tokens:>5} {us:>8.1}");
                 print!(" {:>7.1} {share:>6.0} %", rate / 1e9);
                 let share = 100.0 * gops * 1e9 / peak;
                 println!(" {gops:>8.1} {share:>6.0} % {:>6.0} %", share * seconds / best);
@@ -154,8 +155,9 @@ fn matrix(ops: &CpuOps, format: Format, (rows, cols): (usize, usize), seed: usiz
     let bytes = rows * format.row_bytes(cols).unwrap();
     // As the upper byte of any floating-point number: finite and not subnormal.
     let data: Vec<u8> = numbers(seed).map(|n| n as u8 & 0x3b | 0x20).take(bytes).collect();
-    let (name, bytes) = (String::new(), Arc::new(data));
-    let source = WeightSource { name, format, rows, cols, bytes, offset: 0 };
+    let row_bytes = format.row_bytes(cols).unwrap();
+    let content = Arc::new(StoredRows { bytes: Arc::new(data), offset: 0, row_bytes });
+    let source = WeightSource { name: String::new(), format, rows, cols, content };
     ops.matrix(&source).unwrap()
 }
 

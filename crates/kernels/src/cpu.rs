@@ -1,5 +1,6 @@
 //! [`Ops`] on memory that the host's instructions can reach.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pomona_device::{
@@ -75,7 +76,7 @@ impl CpuOps {
 
     /// Runs `each(range of rows)` over `rows` rows of `width` elements, in a join if it is worth
     /// one.
-    fn by_rows(&self, rows: usize, width: usize, each: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
+    fn by_rows(&self, rows: usize, width: usize, each: &(dyn Fn(Range<usize>) + Sync)) {
         if rows * width < JOIN_ELEMENTS {
             return each(0..rows);
         }
@@ -127,7 +128,7 @@ impl RowsMut {
     /// Ranges that are alive at the same time are disjoint, and the slice that this was made from
     /// is not used meanwhile.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn rows(&self, range: std::ops::Range<usize>) -> &mut [f32] {
+    unsafe fn rows(&self, range: Range<usize>) -> &mut [f32] {
         assert!(range.start <= range.end && range.end <= self.rows);
         // SAFETY: in bounds by the assertion; disjoint by contract.
         unsafe {
@@ -434,6 +435,30 @@ impl Ops for CpuOps {
                 out.copy_from_slice(&gate[elements.clone()]);
             }
             self.isa.run(Glu { up: &up[elements], activation, out });
+        });
+        Ok(())
+    }
+
+    fn permute(&self, x: &View, order: &View) -> Result<(), OpError> {
+        let (rows, width) = rows_of(x);
+        ensure(order.elements() == width, "permute", || {
+            format!("{:?} by an order of {:?}", x.shape(), order.shape())
+        })?;
+        apart("permute", x, &[order])?;
+        let access = self.memory.enter();
+        // SAFETY: `x` does not overlap the order.
+        let (x, order) = unsafe { (access.write::<f32>(x)?, access.read::<u32>(order)?) };
+        let outside = order.iter().find(|at| **at as usize >= width);
+        ensure(outside.is_none(), "permute", || format!("column {outside:?} of {width}"))?;
+        let x = RowsMut::new(x, width);
+        self.by_rows(rows, width, &|range| {
+            let mut before = vec![0.0; width];
+            // SAFETY: workers have disjoint ranges.
+            let x = unsafe { x.rows(range) };
+            for row in x.chunks_exact_mut(width.max(1)) {
+                before.copy_from_slice(row);
+                row.iter_mut().zip(order).for_each(|(to, at)| *to = before[*at as usize]);
+            }
         });
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Weight formats: names and sizes. Block formats are those of GGUF
-//! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>), and group formats of our own, which
-//! no file has: weights become them while they are loaded.
+//! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>), and group formats of our own,
+//! which no file has: weights become them while they are loaded.
 
 /// How the numbers of a weight matrix are stored. Blocks run along a row.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -49,6 +49,20 @@ impl Format {
         Format::Int4G64,
         Format::Int4G128,
     ];
+
+    /// The 8-bit format with the largest groups that `width` consists of.
+    pub fn int8(width: usize) -> Option<Format> {
+        [Format::Int8G128, Format::Int8G64, Format::Int8G32]
+            .into_iter()
+            .find(|format| width.is_multiple_of(format.block_len()))
+    }
+
+    /// The 4-bit format with the largest groups that `width` consists of.
+    pub fn int4(width: usize) -> Option<Format> {
+        [Format::Int4G128, Format::Int4G64, Format::Int4G32]
+            .into_iter()
+            .find(|format| width.is_multiple_of(format.block_len()))
+    }
 
     /// Whether numbers are stored one by one.
     pub fn is_dense(self) -> bool {

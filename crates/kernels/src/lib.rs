@@ -13,7 +13,9 @@ mod lanes;
 mod linear;
 mod ops;
 mod packing;
+mod quantise;
 mod rows;
+mod weights;
 
 pub use cpu::CpuOps;
 pub use format::Format;
@@ -21,7 +23,7 @@ pub use formats::{Int4Group, dequantize_row};
 pub use isa::Isa;
 pub use linear::packed::LAYOUT as PACKED_LAYOUT;
 pub use ops::{
-    Activation, Attention, Batch, KvLayer, LinearPart, Matrix, OpError, Ops, RopeStyle, Span,
-    WeightSource, Write,
+    Activation, Attention, Batch, KvLayer, LinearPart, Matrix, OpError, Ops, RopeStyle, Span, Write,
 };
 pub use packing::PackedStore;
+pub use weights::{QuantisedRows, StoredRows, WeightRows, WeightSource};

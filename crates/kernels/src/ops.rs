@@ -8,9 +8,9 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use pomona_device::{Device, DeviceError, SharedBytes, View};
+use pomona_device::{Device, DeviceError, View};
 
-use crate::Format;
+use crate::{Format, WeightSource};
 
 /// An operation's refusal: a shape, dtype or device that does not fit, or no memory.
 #[derive(Debug, thiserror::Error)]
@@ -26,23 +26,6 @@ pub enum OpError {
     /// From the device.
     #[error(transparent)]
     Device(#[from] DeviceError),
-}
-
-/// Bytes of a weight matrix where they lie: usually a range of a mapped file.
-#[derive(Clone)]
-pub struct WeightSource {
-    /// Its name, of which a checkpoint has one only.
-    pub name: String,
-    /// How they are stored.
-    pub format: Format,
-    /// Output features.
-    pub rows: usize,
-    /// Input features; a whole number of blocks.
-    pub cols: usize,
-    /// Keeps the bytes alive and yields them.
-    pub bytes: SharedBytes,
-    /// First byte of the matrix; `rows * format.row_bytes(cols)` bytes belong to it.
-    pub offset: usize,
 }
 
 /// A weight matrix `[rows = output features, cols = input features]` on a device, in whatever
@@ -221,6 +204,9 @@ pub trait Ops: Send + Sync {
         activation: Activation,
         out: &View,
     ) -> Result<(), OpError>;
+
+    /// In place on `x: f32 [tokens, n]`: `x[t][i] = x[t][order[i]]`; `order: u32 [n]`.
+    fn permute(&self, x: &View, order: &View) -> Result<(), OpError>;
 
     /// `out[i] = x[rows[i]]`; `x: f32 [tokens, n]`, `rows: u32 [outputs]`.
     fn gather(&self, x: &View, rows: &View, out: &View) -> Result<(), OpError>;

@@ -3,15 +3,14 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use pomona_device::{
-    Buffer, DType, HostMemory, Piece, Pieces, PiecesWriter, Pool, SharedBytes, split,
-};
+use pomona_device::{Buffer, DType, HostMemory, Piece, Pieces, PiecesWriter, Pool, split};
 
 use crate::linear::Shared;
 use crate::linear::packed::{self, GROUP};
-use crate::{Format, OpError, WeightSource};
+use crate::{OpError, WeightSource};
 
 /// Bytes of a file that are packed before their pages are given back.
 const PACKED_AT_ONCE: usize = 8 << 20;
@@ -34,12 +33,8 @@ pub enum PackedStore {
 
 /// A matrix on its way.
 struct Source<'a> {
-    format: Format,
-    cols: usize,
-    /// Its rows, as stored in `file` from byte `offset` on.
-    stored: &'a [u8],
-    file: &'a SharedBytes,
-    offset: usize,
+    from: &'a WeightSource,
+    row_bytes: usize,
     /// Its packed size.
     bytes: usize,
 }
@@ -51,18 +46,17 @@ pub(crate) fn matrix(
     store: &Mutex<PackedStore>,
     source: &WeightSource,
 ) -> Result<Buffer, OpError> {
-    let WeightSource { format, rows, cols, offset, .. } = *source;
+    let WeightSource { format, rows, cols, .. } = *source;
     let shape = |why: String| OpError::Shape { operation: "matrix", why };
     let bytes = packed::matrix_bytes(format, rows, cols).ok_or_else(|| {
         shape(format!("{format:?} has no matrix of {rows} rows and {cols} columns"))
     })?;
     let row_bytes = format.row_bytes(cols).unwrap_or_default();
-    let file = &source.bytes;
-    let stored = (**file).as_ref().get(offset..).and_then(|rest| rest.get(..rows * row_bytes));
-    let stored = stored.ok_or_else(|| {
-        shape(format!("{rows} rows of {row_bytes} bytes do not lie at byte {offset}"))
-    })?;
-    let matrix = Source { format, cols, stored, file, offset, bytes };
+    let matrix = Source { from: source, row_bytes, bytes };
+    // Before memory is taken for rows that only a damaged header has.
+    if rows == 0 || matrix.rows(rows - 1..rows, &mut Vec::new()).is_none() {
+        return Err(matrix.missing());
+    }
     let name = format!("{format:?} {rows} {cols} {}", source.name);
     let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
     let piece = match &mut *store {
@@ -83,42 +77,54 @@ pub(crate) fn matrix(
 }
 
 impl Source<'_> {
+    fn missing(&self) -> OpError {
+        let (rows, bytes) = (self.from.rows, self.row_bytes);
+        let why = format!("{rows} rows of {bytes} bytes are not all there");
+        OpError::Shape { operation: "matrix", why }
+    }
+
     /// Packs into memory.
     fn keep(&self, memory: &dyn HostMemory, pool: &Pool) -> Result<Buffer, OpError> {
         let view = memory.alloc_view(DType::U8, &[self.bytes])?;
         let access = memory.enter();
         // SAFETY: the only slice of this access.
         let out = Shared(unsafe { access.write::<u8>(&view)? }.as_mut_ptr());
-        let width = packed::group_bytes(self.format, self.cols);
+        let width = packed::group_bytes(self.from.format, self.from.cols);
+        let missing = AtomicBool::new(false);
         self.in_turns(&mut |groups| {
             pool.run(&|worker| {
                 let own = split(groups.len(), 1, pool.threads(), worker);
+                let mut room = Vec::new();
                 for group in groups.start + own.start..groups.start + own.end {
                     // SAFETY: the group's own bytes of the view, and workers have disjoint groups.
                     let out =
                         unsafe { std::slice::from_raw_parts_mut(out.at(group * width), width) };
-                    packed::pack(self.format, self.rows(group), self.cols, out);
+                    if self.pack(group, out, &mut room).is_none() {
+                        missing.store(true, Ordering::Relaxed);
+                    }
                 }
             });
-            Ok::<_, OpError>(())
+            if missing.load(Ordering::Relaxed) { Err(self.missing()) } else { Ok(()) }
         })?;
         Ok(view.buffer().clone())
     }
 
     /// Packs into a file and maps it from there. Each worker writes what it packed.
     fn save(&self, pool: &Pool, writer: &mut PiecesWriter, name: &str) -> io::Result<Piece> {
-        let width = packed::group_bytes(self.format, self.cols);
+        let width = packed::group_bytes(self.from.format, self.from.cols);
         let most = (WRITTEN_AT_ONCE / width).max(1);
         self.in_turns(&mut |groups| {
             let failure = Mutex::new(None);
             let write = |own: Range<usize>| -> io::Result<()> {
                 let mut buffer = vec![0; most.min(own.len()) * width];
+                let mut room = Vec::new();
                 for first in own.clone().step_by(most) {
                     let count = most.min(own.end - first);
                     let buffer = &mut buffer[..count * width];
                     buffer.fill(0);
                     for (group, out) in (first..).zip(buffer.chunks_exact_mut(width)) {
-                        packed::pack(self.format, self.rows(group), self.cols, out);
+                        let packed = self.pack(group, out, &mut room);
+                        packed.ok_or_else(|| io::Error::other(self.missing()))?;
                     }
                     writer.write_at(buffer, first * width)?;
                 }
@@ -138,25 +144,25 @@ impl Source<'_> {
     /// Runs `pack` on ranges of groups, one after the other, and gives back the pages of the file
     /// that each has read, so that little is in memory twice.
     fn in_turns<E>(&self, pack: &mut dyn FnMut(Range<usize>) -> Result<(), E>) -> Result<(), E> {
-        let group_rows = self.group_rows_bytes();
-        let groups = self.stored.len().div_ceil(group_rows);
-        let most = (PACKED_AT_ONCE / group_rows).max(1);
+        let groups = self.from.rows.div_ceil(GROUP);
+        let most = (PACKED_AT_ONCE / (GROUP * self.row_bytes)).max(1);
         for start in (0..groups).step_by(most) {
             let end = groups.min(start + most);
             pack(start..end)?;
-            let read = start * group_rows..self.stored.len().min(end * group_rows);
-            self.file.done_with(self.offset + read.start..self.offset + read.end);
+            self.from.content.done_with(start * GROUP..self.from.rows.min(end * GROUP));
         }
         Ok(())
     }
 
-    /// A group's rows as stored; the last group may have fewer.
-    fn rows(&self, group: usize) -> &[u8] {
-        let bytes = self.group_rows_bytes();
-        &self.stored[group * bytes..self.stored.len().min((group + 1) * bytes)]
+    /// Packs a group of rows, `None` where they are not there; the last group may have fewer.
+    fn pack(&self, group: usize, out: &mut [u8], room: &mut Vec<u8>) -> Option<()> {
+        let rows = self.rows(group * GROUP..self.from.rows.min((group + 1) * GROUP), room)?;
+        packed::pack(self.from.format, rows, self.from.cols, out);
+        Some(())
     }
 
-    fn group_rows_bytes(&self) -> usize {
-        GROUP * self.format.row_bytes(self.cols).expect("the matrix has a size")
+    fn rows<'a>(&'a self, rows: Range<usize>, room: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+        let bytes = rows.len().checked_mul(self.row_bytes)?;
+        self.from.content.rows(rows, room).filter(|rows| rows.len() == bytes)
     }
 }

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use pomona_device::{ArenaDevice, DType, HostMemory, Pieces, PiecesWriter, Pool};
-use pomona_kernels::{CpuOps, Format, Isa, LinearPart, Ops, PackedStore, WeightSource, Write};
+use pomona_kernels::{
+    CpuOps, Format, Isa, LinearPart, Ops, PackedStore, StoredRows, WeightSource, Write,
+};
 
 const COLS: usize = 256;
 const KEY: [u8; 32] = [1; 32];
@@ -17,7 +19,9 @@ fn source(name: &str, format: Format, seed: u32) -> WeightSource {
         .map(|i| (i.wrapping_mul(seed).wrapping_mul(0x9e37_79b9) >> 24) as u8 & 0x3f)
         .collect::<Vec<u8>>();
     let (name, rows) = (name.to_owned(), rows as usize);
-    WeightSource { name, format, rows, cols: COLS, bytes: Arc::new(bytes), offset: 0 }
+    let row_bytes = format.row_bytes(COLS).unwrap();
+    let content = Arc::new(StoredRows { bytes: Arc::new(bytes), offset: 0, row_bytes });
+    WeightSource { name, format, rows, cols: COLS, content }
 }
 
 fn product(ops: &CpuOps, source: &WeightSource) -> Vec<u8> {

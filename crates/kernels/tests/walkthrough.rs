@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use pomona_device::{DType, Device, View};
-use pomona_kernels::{CpuOps, Format, LinearPart, OpError, Ops, WeightSource, Write};
+use pomona_kernels::{CpuOps, Format, LinearPart, OpError, Ops, StoredRows, WeightSource, Write};
 
 fn put(device: &dyn Device, values: &[f32], shape: &[usize]) -> View {
     let view = device.alloc_view(DType::F32, shape).unwrap();
@@ -19,8 +19,9 @@ fn a_product_of_weights_and_activations() {
     let device = ops.device().clone();
     // Weights are packed from where they lie: here a vector, usually a mapped file.
     let weights: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|v| v.to_le_bytes()).collect();
-    let (name, bytes) = ("weights".to_owned(), Arc::new(weights));
-    let source = WeightSource { name, format: Format::F32, rows: 2, cols: 2, bytes, offset: 0 };
+    let content = Arc::new(StoredRows { bytes: Arc::new(weights), offset: 0, row_bytes: 8 });
+    let name = "weights".to_owned();
+    let source = WeightSource { name, format: Format::F32, rows: 2, cols: 2, content };
     let matrix = ops.matrix(&source).unwrap();
     let x = put(device.as_ref(), &[10.0, 1.0], &[1, 2]);
     let out = device.alloc_view(DType::F32, &[1, 2]).unwrap();
