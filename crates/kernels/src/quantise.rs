@@ -77,7 +77,7 @@ fn int4(x: &[f32], mut out: Int4Group<'_>) {
     let Some(best) = search(x) else {
         // Too small for a scale, or too large: the latter is seen by whoever reads it.
         let small = x.as_flattened().iter().all(|v| v.abs() < 1.0);
-        return out.set_scale(if small { f16::ZERO } else { f16::NAN }, 0);
+        return out.set_scale(if small { 0.0 } else { f32::NAN }, 0);
     };
     out.set_scale_in_parts(best.scale, best.zero);
     for (i, v) in x.as_flattened().iter().enumerate() {

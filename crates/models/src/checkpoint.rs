@@ -1,6 +1,6 @@
 //! A checkpoint on disk: opened and understood without reading its weights.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,8 @@ use serde_json::Value as Json;
 use crate::arch::{self, Blueprint};
 use crate::layers::Decoder;
 use crate::weights::gguf::{self, Gguf, Value};
-use crate::weights::{Dialect, Tensor, Tensors, safetensors};
+use crate::weights::int4::Scheme;
+use crate::weights::{Dialect, Quantization, Tensor, Tensors, safetensors};
 use crate::{Model, ModelError, invalid};
 
 /// Largest JSON file of a folder that is read; tokenizers reach 40 MB.
@@ -119,10 +120,19 @@ impl Checkpoint {
     /// knows of the files, and what each tensor is and where. `None` if it knows nothing.
     pub fn fingerprint(&self) -> Option<String> {
         let line = |(name, tensor): (&String, &Tensor)| {
-            let Tensor { format, shape, file, offset, .. } = tensor;
-            Some(format!("{:?} {offset} {format:?} {shape:?} {name}\n", file.identity()?))
+            let Tensor { format, shape, content, .. } = tensor;
+            Some(format!("{} {format:?} {shape:?} {name}\n", content.identity()?))
         };
         self.tensors.by_name.iter().map(line).collect()
+    }
+
+    /// Has matrices of plain numbers quantised while they are loaded; sizes are then those of the
+    /// result. Returns how many matrices of which format stay as they are: quantised already, or
+    /// of rows that are not whole groups.
+    pub fn quantise(&mut self, to: Quantization) -> BTreeMap<String, usize> {
+        let others = self.tensors.quantise(to);
+        self.infos = self.tensors.infos();
+        others
     }
 
     /// Puts the weights where `ops` wants them and allocates memory for steps. `progress` is told
@@ -168,7 +178,8 @@ fn open_folder(folder: &Path) -> Result<Checkpoint, ModelError> {
     let config = read_json(&config)?;
     let blueprint = arch::from_hugging_face(&config)?;
     let dialect = Dialect::HuggingFace { sandwich: blueprint.sandwich };
-    let tensors = Tensors { by_name: safetensors::open(folder)?, dialect };
+    let by_name = safetensors::open(folder, Scheme::of(&config)?)?;
+    let tensors = Tensors { by_name, dialect };
     let tokenizer_config = optional_json(&folder.join("tokenizer_config.json"))?;
     let generation = optional_json(&folder.join("generation_config.json"))?;
     let template_file = folder.join("chat_template.jinja");
@@ -217,16 +228,12 @@ fn known_tokens(ids: BTreeSet<u64>, vocab: u32) -> Vec<TokenId> {
 fn open_gguf(path: &Path) -> Result<Checkpoint, ModelError> {
     let (mut gguf, file) = map_gguf(path)?;
     let blueprint = arch::from_gguf(&gguf)?;
-    let mut by_name = std::collections::BTreeMap::new();
+    let mut by_name = BTreeMap::new();
     let mut collect = |gguf: &Gguf, file: &SharedBytes| {
         for (name, entry) in &gguf.tensors {
-            let tensor = Tensor {
-                format: entry.format.clone(),
-                shape: entry.shape.clone(),
-                file: file.clone(),
-                offset: entry.offset,
-                bytes: entry.bytes,
-            };
+            let range = entry.offset..entry.offset + entry.bytes;
+            let (format, shape) = (entry.format.clone(), entry.shape.clone());
+            let tensor = Tensor::stored(format, shape, file.clone(), range);
             by_name.insert(name.clone(), tensor);
         }
     };

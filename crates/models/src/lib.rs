@@ -14,6 +14,7 @@ pub mod weights;
 pub use arch::Blueprint;
 pub use checkpoint::{Checkpoint, LoadOptions, TensorInfo};
 pub use model::{KvCache, Model, ModelError};
+pub use weights::Quantization;
 
 /// A [`ModelError::Invalid`] with a formatted text.
 macro_rules! invalid {

@@ -48,10 +48,9 @@ impl Int4Group<'_> {
         Int4Group(group)
     }
 
-    /// Sets scale and zero point, the latter a whole number from 0 to 15.
-    pub fn set_scale(&mut self, scale: f16, zero: u8) {
-        self.0[..2].copy_from_slice(&scale.to_le_bytes());
-        self.0[2] = (zero & 15) * ZERO_PARTS as u8;
+    /// Sets the scale, rounded to half precision, and the zero point, a whole number from 0 to 15.
+    pub fn set_scale(&mut self, scale: f32, zero: u8) {
+        self.set_scale_in_parts(f16::from_f32(scale), (zero & 15) * ZERO_PARTS as u8);
     }
 
     /// Sets the scale and the zero point in sixteenths.
@@ -77,7 +76,7 @@ mod tests {
         let mut row = vec![0; Format::Int4G64.row_bytes(128).unwrap()];
         for index in 0..2 {
             let mut group = Int4Group::of(Format::Int4G64, &mut row, index);
-            group.set_scale(f16::from_f32(0.5), 3 + index as u8);
+            group.set_scale(0.5, 3 + index as u8);
             (0..64).for_each(|i| group.set(i, (i % 16) as u8));
         }
         let mut out = [0.0; 128];

@@ -30,12 +30,27 @@ struct Layer {
 struct Linear {
     weight: Matrix,
     bias: Option<View>,
+    /// How its input's columns are to be reordered first.
+    order: Option<View>,
 }
 
-impl Linear {
-    fn part<'a>(&'a self, out: &'a View) -> LinearPart<'a> {
-        LinearPart { weight: &self.weight, bias: self.bias.as_ref(), out }
+/// Products of one input, which is reordered in place if the weights' columns are. Those of a join
+/// have one order.
+fn products<const N: usize>(
+    ops: &dyn Ops,
+    input: &View,
+    parts: [(&Linear, &View); N],
+    write: Write,
+) -> Result<(), OpError> {
+    if let Some(order) = parts.first().and_then(|(linear, _)| linear.order.as_ref()) {
+        ops.permute(input, order)?;
     }
+    let parts = parts.map(|(linear, out)| LinearPart {
+        weight: &linear.weight,
+        bias: linear.bias.as_ref(),
+        out,
+    });
+    ops.linear(input, &parts, write)
 }
 
 /// Memory for the activations of a step, `[max_tokens, width]` each.
@@ -63,7 +78,7 @@ pub(crate) struct Decoder {
     layers: Vec<Layer>,
     output_norm: View,
     /// `None`: tied to the embedding.
-    output: Option<Matrix>,
+    output: Option<Linear>,
     inverse_frequencies: Vec<View>,
     scratch: Scratch,
 }
@@ -87,11 +102,35 @@ impl Loader<'_> {
     }
 
     fn upload(&self, values: &[f32]) -> Result<View, ModelError> {
-        let device = self.ops.device();
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
+        self.upload_bytes(DType::F32, values.len(), &bytes)
+    }
+
+    /// The order of a matrix's columns, if it is not its input's.
+    fn order(&self, name: Name) -> Result<Option<View>, ModelError> {
+        let Some(order) = self.tensors.order(name) else { return Ok(None) };
+        let bytes: Vec<u8> = order.iter().flat_map(|v| v.to_ne_bytes()).collect();
+        self.upload_bytes(DType::U32, order.len(), &bytes).map(Some)
+    }
+
+    /// Refuses matrices of one input that want it in different orders.
+    fn one_order(&self, l: u32, roles: &[Role]) -> Result<(), ModelError> {
+        let orders = roles.iter().map(|role| self.tensors.order(Name::Layer(l, *role)));
+        let orders: Vec<_> = orders.collect();
+        if orders.windows(2).any(|pair| pair[0] != pair[1]) {
+            return Err(invalid!(
+                "layer {l}: {roles:?} take one input and have different g_idx tensors, which is \
+                 not supported: choose a checkpoint without desc_act"
+            ));
+        }
+        Ok(())
+    }
+
+    fn upload_bytes(&self, dtype: DType, len: usize, bytes: &[u8]) -> Result<View, ModelError> {
+        let device = self.ops.device();
         let upload = || -> Result<View, DeviceError> {
-            let view = device.alloc_view(DType::F32, &[values.len()])?;
-            device.upload(&bytes, &view)?;
+            let view = device.alloc_view(dtype, &[len])?;
+            device.upload(bytes, &view)?;
             Ok(view)
         };
         Ok(upload().map_err(OpError::from)?)
@@ -109,13 +148,16 @@ impl Loader<'_> {
         let weight = self.matrix(Name::Layer(at.0, at.1), rows, cols)?;
         let bias = self.tensors.vector(Name::Bias(at.0, at.1), rows as usize)?;
         let bias = bias.map(|values| self.upload(&values)).transpose()?;
-        Ok(Linear { weight, bias })
+        let order = self.order(Name::Layer(at.0, at.1))?;
+        Ok(Linear { weight, bias, order })
     }
 
     fn layer(&mut self, l: u32, blueprint: &Blueprint) -> Result<Layer, ModelError> {
         let spec = &blueprint.spec;
         let (hidden, ffn) = (spec.hidden, spec.ffn);
         let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        self.one_order(l, &[Role::Query, Role::Key, Role::Value])?;
+        self.one_order(l, &[Role::Gate, Role::Up])?;
         let layer = Layer {
             attention_norm: self.norm(Name::Layer(l, Role::AttentionNorm), hidden)?,
             query: self.linear((l, Role::Query), q, hidden)?,
@@ -162,6 +204,9 @@ impl Decoder {
         let spec = blueprint.spec.clone();
         let norm_offset = blueprint.norm_offset;
         let mut loader = Loader { tensors, ops, norm_offset, done: 0, progress };
+        if tensors.order(Name::Embedding).is_some() {
+            return Err(invalid!("the embedding has columns in another order: not supported"));
+        }
         let embedding = loader.matrix(Name::Embedding, spec.vocab, spec.hidden)?;
         let layers = (0..spec.layers.len() as u32)
             .map(|l| loader.layer(l, &blueprint))
@@ -169,7 +214,11 @@ impl Decoder {
         let output_norm = loader.norm(Name::OutputNorm, spec.hidden)?;
         let output = match tensors.find(Name::Output) {
             None => None,
-            Some(_) => Some(loader.matrix(Name::Output, spec.vocab, spec.hidden)?),
+            Some(_) => Some(Linear {
+                weight: loader.matrix(Name::Output, spec.vocab, spec.hidden)?,
+                bias: None,
+                order: loader.order(Name::Output)?,
+            }),
         };
         let pairs = blueprint.ropes[0].rotated as usize / 2;
         let factors = tensors.vector(Name::RopeFactors, pairs)?;
@@ -203,8 +252,8 @@ impl Decoder {
         let (heads, kv_heads) = (spec.heads as usize, spec.kv_heads as usize);
         let head_dim = spec.head_dim as usize;
         ops.rms_norm(&s.x, &layer.attention_norm, b.eps, Write::Set, &s.h)?;
-        let parts = [layer.query.part(&s.q), layer.key.part(&s.k), layer.value.part(&s.v)];
-        ops.linear(&s.h, &parts, Write::Set)?;
+        let parts = [(&layer.query, &s.q), (&layer.key, &s.k), (&layer.value, &s.v)];
+        products(ops, &s.h, parts, Write::Set)?;
         let norms = layer.head_norms.as_ref();
         let table = &s.tables[b.rope_of[at]];
         let by_head = |view: &View, heads| view.reshape(&[tokens, heads, head_dim]);
@@ -229,7 +278,7 @@ impl Decoder {
     fn feed_forward(&self, ops: &dyn Ops, tokens: usize, layer: &Layer) -> Result<(), OpError> {
         let (b, s) = (&self.blueprint, self.scratch.rows(tokens));
         ops.rms_norm(&s.x, &layer.ffn_norm, b.eps, Write::Set, &s.h)?;
-        ops.linear(&s.h, &[layer.gate.part(&s.gate), layer.up.part(&s.up)], Write::Set)?;
+        products(ops, &s.h, [(&layer.gate, &s.gate), (&layer.up, &s.up)], Write::Set)?;
         ops.glu(&s.gate, &s.up, b.activation, &s.gate)?;
         self.add(ops, &s, (&s.gate, &layer.down), &layer.post_ffn_norm)
     }
@@ -243,9 +292,9 @@ impl Decoder {
         norm: &Option<View>,
     ) -> Result<(), OpError> {
         match norm {
-            None => ops.linear(input, &[linear.part(&s.x)], Write::Add),
+            None => products(ops, input, [(linear, &s.x)], Write::Add),
             Some(norm) => {
-                ops.linear(input, &[linear.part(&s.h)], Write::Set)?;
+                products(ops, input, [(linear, &s.h)], Write::Set)?;
                 ops.rms_norm(&s.h, norm, self.blueprint.eps, Write::Add, &s.x)
             }
         }
@@ -271,6 +320,10 @@ impl Model for Decoder {
         let outputs = self.scratch.outputs.rows(0, batch.logit_rows.elements());
         ops.gather(&s.x, &batch.logit_rows, &outputs)?;
         ops.rms_norm(&outputs, &self.output_norm, self.blueprint.eps, Write::Set, &outputs)?;
+        // Here, once: logits are taken in pieces, and any number of times.
+        if let Some(order) = self.output.as_ref().and_then(|output| output.order.as_ref()) {
+            ops.permute(&outputs, order)?;
+        }
         Ok(())
     }
 
@@ -281,7 +334,7 @@ impl Model for Decoder {
         logits: &View,
     ) -> Result<(), ModelError> {
         let hidden = self.scratch.outputs.rows(outputs.start, outputs.len());
-        let weight = self.output.as_ref().unwrap_or(&self.embedding);
+        let weight = self.output.as_ref().map_or(&self.embedding, |output| &output.weight);
         ops.linear(&hidden, &[LinearPart { weight, bias: None, out: logits }], Write::Set)?;
         Ok(())
     }

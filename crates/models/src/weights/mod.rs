@@ -1,13 +1,16 @@
 //! Weight files: what tensors there are, and where their bytes lie.
 
 pub mod gguf;
+pub(crate) mod int4;
 mod names;
 pub mod safetensors;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
 
 use pomona_device::SharedBytes;
-use pomona_kernels::{Format, WeightSource, dequantize_row};
+use pomona_kernels::{Format, QuantisedRows, StoredRows, WeightRows, WeightSource, dequantize_row};
 
 use crate::{ModelError, TensorInfo, invalid};
 pub(crate) use names::{Dialect, Name, Role};
@@ -15,16 +18,69 @@ pub(crate) use names::{Dialect, Name, Role};
 /// Most axes of a weight.
 pub const AXES_MAX: usize = 4;
 
-/// A tensor in a mapped file.
+/// What weight matrices are quantised to while they are loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Quantization {
+    /// Signed bytes.
+    Int8,
+    /// Nibbles with zero points.
+    Int4,
+}
+
+impl Quantization {
+    /// The format for rows of `cols`, `None` where they are not of whole groups.
+    fn format(self, cols: usize) -> Option<Format> {
+        match self {
+            Quantization::Int8 => Format::int8(cols),
+            Quantization::Int4 => Format::int4(cols),
+        }
+    }
+}
+
+/// A tensor in a mapped file, or made from several.
 #[derive(Clone)]
 pub(crate) struct Tensor {
     /// How its numbers are stored; the file's own word for it where Pomona has no such format.
     pub(crate) format: Result<Format, String>,
     /// Outermost axis first.
     pub(crate) shape: Vec<usize>,
-    pub(crate) file: SharedBytes,
-    pub(crate) offset: usize,
+    /// Its size in this format.
     pub(crate) bytes: usize,
+    /// Its rows: the last axis.
+    pub(crate) content: Arc<dyn WeightRows>,
+    /// For each column, which of the inputs it belongs to, unless they have one order.
+    pub(crate) order: Option<Arc<[u32]>>,
+}
+
+impl Tensor {
+    /// A tensor that lies in a file.
+    pub(crate) fn stored(
+        format: Result<Format, String>,
+        shape: Vec<usize>,
+        file: SharedBytes,
+        range: Range<usize>,
+    ) -> Tensor {
+        let rows: usize = shape[..shape.len().saturating_sub(1)].iter().product();
+        let row_bytes = range.len() / rows.max(1);
+        let content = Arc::new(StoredRows { bytes: file, offset: range.start, row_bytes });
+        Tensor { format, shape, bytes: range.len(), content, order: None }
+    }
+
+    /// Its format's name.
+    fn word(&self) -> String {
+        self.format.clone().map_or_else(|word| word, |format| format!("{format:?}"))
+    }
+
+    /// The same in another format, if it is a matrix of numbers and the format has its width.
+    fn quantised(&self, to: Quantization) -> Option<Tensor> {
+        let ([rows, cols], Ok(from)) = (&self.shape[..], &self.format) else { return None };
+        let (rows, cols, from) = (*rows, *cols, *from);
+        let to = to.format(cols).filter(|_| from.is_dense())?;
+        let bytes = to.row_bytes(cols)?.checked_mul(rows)?;
+        let content = QuantisedRows { source: self.content.clone(), from, to, cols };
+        let (format, shape) = (Ok(to), self.shape.clone());
+        Some(Tensor { format, shape, bytes, content: Arc::new(content), order: None })
+    }
 }
 
 /// All tensors of a checkpoint by name.
@@ -37,17 +93,35 @@ impl Tensors {
     pub(crate) fn infos(&self) -> Vec<TensorInfo> {
         let info = |(name, tensor): (&String, &Tensor)| TensorInfo {
             name: name.clone(),
-            format: tensor.format.clone().map_or_else(|word| word, |f| format!("{f:?}")),
+            format: tensor.word(),
             shape: tensor.shape.clone(),
             bytes: tensor.bytes as u64,
         };
         self.by_name.iter().map(info).collect()
     }
 
+    /// Has every matrix of plain numbers quantised when it is read. Says what stays as it is: the
+    /// formats of matrices that do, and how many.
+    pub(crate) fn quantise(&mut self, to: Quantization) -> BTreeMap<String, usize> {
+        let mut others = BTreeMap::new();
+        for tensor in self.by_name.values_mut().filter(|tensor| tensor.shape.len() == 2) {
+            match tensor.quantised(to) {
+                Some(quantised) => *tensor = quantised,
+                None => *others.entry(tensor.word()).or_default() += 1,
+            }
+        }
+        others
+    }
+
     /// The tensor that plays a role, with its name in the file.
     pub(crate) fn find(&self, name: Name) -> Option<(String, &Tensor)> {
         let text = self.dialect.text(name);
         self.by_name.get(&text).map(|tensor| (text, tensor))
+    }
+
+    /// For each column of a matrix, which of the inputs it belongs to, unless they have one order.
+    pub(crate) fn order(&self, name: Name) -> Option<&[u32]> {
+        self.find(name)?.1.order.as_deref()
     }
 
     fn need(&self, name: Name) -> Result<(String, &Tensor), ModelError> {
@@ -71,8 +145,8 @@ impl Tensors {
         if format.row_bytes(cols).is_none() {
             return Err(invalid!("tensor {text}: rows of {cols} are not whole {format:?} blocks"));
         }
-        let (bytes, offset) = (tensor.file.clone(), tensor.offset);
-        Ok(WeightSource { name: text, format, rows, cols, bytes, offset })
+        let content = tensor.content.clone();
+        Ok(WeightSource { name: text, format, rows, cols, content })
     }
 
     /// A vector of `len` numbers in f32, if the tensor is there.
@@ -83,15 +157,18 @@ impl Tensors {
             return Err(invalid!("tensor {text} is {:?}, not [{len}]", tensor.shape));
         }
         let mut values = vec![0.0; len];
-        let file = (*tensor.file).as_ref();
-        dequantize_row(format, &file[tensor.offset..][..tensor.bytes], &mut values);
+        let mut room = Vec::new();
+        let bytes = tensor.content.rows(0..1, &mut room).filter(|b| b.len() == tensor.bytes);
+        let bytes = bytes.ok_or_else(|| invalid!("tensor {text} is not all there"))?;
+        dequantize_row(format, bytes, &mut values);
         Ok(Some(values))
     }
 }
 
 fn format(name: &str, tensor: &Tensor) -> Result<Format, ModelError> {
     tensor.format.clone().map_err(|word| {
-        let known = Format::ALL.map(|f| format!("{f:?}")).join(", ");
+        let known = Format::ALL.into_iter().filter(|format| !format.is_grouped());
+        let known = known.map(|f| format!("{f:?}")).collect::<Vec<_>>().join(", ");
         invalid!(
             "tensor {name} is stored as {word}, which is not supported: convert the model to one \
              of {known}"

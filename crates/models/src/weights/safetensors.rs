@@ -2,6 +2,7 @@
 //! Format: <https://huggingface.co/docs/safetensors>.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Component, Path};
 
 use pomona_device::{SharedBytes, map_file};
@@ -9,6 +10,7 @@ use pomona_kernels::Format;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::Deserialize;
 
+use super::int4::{self, Scheme};
 use super::{AXES_MAX, Tensor};
 use crate::checkpoint::read;
 use crate::{ModelError, invalid};
@@ -73,15 +75,59 @@ pub fn parse_index(text: &[u8]) -> Result<Vec<String>, ModelError> {
     Ok(files.into_iter().collect())
 }
 
-/// All tensors of a folder.
-pub(crate) fn open(folder: &Path) -> Result<BTreeMap<String, Tensor>, ModelError> {
+/// A tensor as it lies in a file.
+pub(crate) struct Raw {
+    pub(crate) format: Result<Format, String>,
+    pub(crate) shape: Vec<usize>,
+    file: SharedBytes,
+    range: Range<usize>,
+}
+
+impl Raw {
+    /// All its bytes.
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
+        (*self.file).as_ref().get(self.range.clone())
+    }
+
+    /// Whether it consists of 32-bit integers.
+    pub(crate) fn is_words(&self) -> bool {
+        self.format.as_ref().is_err_and(|word| word == "I32" || word == "U32")
+    }
+
+    /// Its 32-bit integers, if it has `count` of them.
+    pub(crate) fn words(&self, count: usize) -> Option<impl Iterator<Item = u32>> {
+        let words = self.bytes()?.as_chunks::<4>().0;
+        (words.len() == count).then(|| words.iter().map(|word| u32::from_le_bytes(*word)))
+    }
+
+    /// A hint that it will hardly be read again.
+    pub(crate) fn done_with(&self) {
+        self.file.done_with(self.range.clone());
+    }
+
+    /// What the file system knows of its file, and where it lies there.
+    pub(crate) fn identity(&self) -> Option<String> {
+        Some(format!("{:?} {:?}", self.file.identity()?, self.range))
+    }
+
+    fn into_tensor(self) -> Tensor {
+        let Raw { format, shape, file, range } = self;
+        Tensor::stored(format, shape, file, range)
+    }
+}
+
+/// All tensors of a folder; those that `scheme` says are quantised as one matrix each.
+pub(crate) fn open(
+    folder: &Path,
+    scheme: Option<Scheme>,
+) -> Result<BTreeMap<String, Tensor>, ModelError> {
     let index = folder.join("model.safetensors.index.json");
     let files = if index.exists() {
         parse_index(&read(&index)?)?
     } else {
         vec!["model.safetensors".to_owned()]
     };
-    let mut tensors = BTreeMap::new();
+    let mut raw = BTreeMap::new();
     for file in files {
         let path = folder.join(&file);
         let io = |source| ModelError::Io { path: path.display().to_string(), source };
@@ -89,11 +135,13 @@ pub(crate) fn open(folder: &Path) -> Result<BTreeMap<String, Tensor>, ModelError
         let places = parse((*bytes).as_ref());
         let places = places.map_err(|e| invalid!("{}: {e}", path.display()))?;
         for (name, (format, shape, offset, len)) in places {
-            let tensor = Tensor { format, shape, file: bytes.clone(), offset, bytes: len };
-            if tensors.insert(name.clone(), tensor).is_some() {
+            let tensor = Raw { format, shape, file: bytes.clone(), range: offset..offset + len };
+            if raw.insert(name.clone(), tensor).is_some() {
                 return Err(invalid!("tensor {name} stands in two files of {}", folder.display()));
             }
         }
     }
-    Ok(tensors)
+    let made = int4::merge(&mut raw, scheme)?;
+    let stored = raw.into_iter().map(|(name, raw)| (name, raw.into_tensor()));
+    Ok(stored.chain(made).collect())
 }
