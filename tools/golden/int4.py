@@ -32,6 +32,8 @@ SIZES = dict(
     bos_token_id=1,
     eos_token_id=2,
 )
+# The matrix whose numbers are kept beside the logits, to be compared bit by bit.
+ONE_MATRIX = "model.layers.0.self_attn.k_proj"
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -110,6 +112,8 @@ def make(out, name, kind, config, quantisation, others):
                 tensors[f"{base}.qzeros"] = torch.from_numpy(pack(zeros, 1, AWQ_ORDER))
             others(method, quantisation, tensors, base, exact)
             parameter.copy_(torch.from_numpy(exact.T.copy()))
+            if base == ONE_MATRIX:
+                one = exact.T.astype("<f4").tobytes()
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -121,6 +125,7 @@ def make(out, name, kind, config, quantisation, others):
         logits = model(torch.tensor([tokens])).logits[0]
     (folder / "expected.f32").write_bytes(logits.numpy().astype("<f4").tobytes())
     (folder / "tokens.json").write_text(json.dumps(tokens))
+    (folder / "k_proj.f32").write_bytes(one)
 
 
 def comparison(arguments):

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use pomona_device::Pool;
+use pomona_device::{DType, Pool};
 use pomona_engine::{Engine, EngineConfig, draft_block_bytes};
 use pomona_gateway::{SamplingDefaults, ServedModel};
 use pomona_kernels::{CpuOps, Ops};
@@ -18,7 +18,7 @@ use pomona_text::{ChatTemplate, Tokenizer};
 use crate::bench::report::Facts;
 use crate::cli::{EngineArgs, Policy};
 use crate::memory::{self, DraftNeeds, Fit, Wishes};
-use crate::models::progress::{Progress, human_bytes};
+use crate::models::progress::{Progress, human_bytes, say};
 use crate::models::weight_cache::{Entry, Finishing};
 use crate::models::{Resolved, Surroundings, catalogue, resolve};
 
@@ -40,6 +40,20 @@ pub fn open_draft(args: &EngineArgs) -> Result<Option<Checkpoint>> {
     let Some(name) = args.drafting().and_then(|drafting| drafting.model) else { return Ok(None) };
     let (_, checkpoint) = open(&name).context("cannot use the draft model")?;
     Ok(Some(checkpoint))
+}
+
+/// The same, for loading as the flags say; names what --quantization leaves as it is.
+pub fn open_to_load(name: &str, args: &EngineArgs) -> Result<(Resolved, Checkpoint)> {
+    let (resolved, mut checkpoint) = open(name)?;
+    if let Some(to) = args.quantization {
+        let others = checkpoint.quantise(to);
+        let list = others.iter().map(|(format, count)| format!("{count} in {format}"));
+        let list = list.collect::<Vec<_>>().join(", ");
+        if !list.is_empty() {
+            say(&format!("--quantization leaves matrices as they are stored: {list}"));
+        }
+    }
+    Ok((resolved, checkpoint))
 }
 
 /// The checkpoint's tokenizer.
@@ -87,7 +101,7 @@ pub struct Prepared {
 
 /// Opens a model and finds room for it, before anything large is touched.
 pub fn prepare(name: &str, args: &EngineArgs) -> Result<Prepared> {
-    let (resolved, checkpoint) = open(name)?;
+    let (resolved, checkpoint) = open_to_load(name, args)?;
     let draft = open_draft(args)?;
     let wishes = wishes(&checkpoint, draft.as_ref(), args)?;
     let fit = memory::fit(checkpoint.spec(), &wishes)?;
@@ -145,12 +159,15 @@ pub struct Loaded {
 }
 
 /// Weights in their place.
-struct Weights {
-    model: Box<dyn Model>,
+pub struct Weights {
+    /// What they belong to.
+    pub model: Box<dyn Model>,
     /// A smaller one that proposes tokens.
     draft: Option<Box<dyn Model>>,
-    ops: Arc<dyn Ops>,
-    finishing: Finishing,
+    /// What they run on.
+    pub ops: Arc<dyn Ops>,
+    /// Their file, which may still be written.
+    pub finishing: Finishing,
 }
 
 impl Loaded {
@@ -257,7 +274,8 @@ impl Prepared {
         Ok(own)
     }
 
-    fn load_weights(&self) -> Result<Weights> {
+    /// Puts the weights in memory.
+    pub fn load_weights(&self) -> Result<Weights> {
         let mut entry = self.packed_weights()?;
         let store = std::mem::take(&mut entry.store);
         let ops = Arc::new(CpuOps::detect(threads(&self.args)).with_packed(store));
@@ -299,6 +317,16 @@ impl Prepared {
             }
             _ => Entry::none(),
         })
+    }
+
+    /// Number type of KV.
+    pub fn kv_dtype(&self) -> DType {
+        self.args.kv_cache_dtype.0
+    }
+
+    /// Most tokens in a step.
+    pub fn step_tokens(&self) -> usize {
+        self.args.max_num_batched_tokens as usize
     }
 
     /// Bytes of a number of KV.

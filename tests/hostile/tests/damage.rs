@@ -138,11 +138,13 @@ fn a_safetensors_file_with_a_flipped_bit_is_loaded_or_refused() {
     bounded();
     Patient::folder("qwen3-bf16", "model.safetensors").flip();
     Patient::folder("llama-f16-sharded", "model-00003-of-00003.safetensors").flip();
+    Patient::folder("gptq-desc-act", "model.safetensors").flip();
 }
 
 #[test]
 fn a_settings_file_with_a_flipped_bit_is_loaded_or_refused() {
     bounded();
     Patient::folder("gemma3", "config.json").flip();
+    Patient::folder("awq", "config.json").flip();
     Patient::folder("llama-f16-sharded", "model.safetensors.index.json").flip();
 }

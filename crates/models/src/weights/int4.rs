@@ -306,9 +306,12 @@ fn greatest_common_divisor(a: usize, b: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use serde_json::json;
 
     use super::*;
+    use crate::weights::safetensors;
 
     #[test]
     fn settings_are_read_under_both_spellings() {
@@ -342,6 +345,47 @@ mod tests {
             let text = refusal.to_string();
             assert!(text.contains("not supported; what is read: GPTQ of 4 bits"), "{text}");
         }
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_checkpoint_bit_by_bit() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        for name in ["gptq-v1", "gptq-v2-row", "gptq-desc-act", "awq"] {
+            let folder = golden.join(name);
+            let config = std::fs::read(folder.join("config.json")).unwrap();
+            let scheme = Scheme::of(&serde_json::from_slice(&config).unwrap()).unwrap();
+            let tensors = safetensors::open(&folder, scheme).unwrap();
+            let tensor = &tensors["model.layers.0.self_attn.k_proj.weight"];
+            let (format, rows) = (tensor.format.clone().unwrap(), tensor.shape[0]);
+            let cols = tensor.shape[1];
+            assert_eq!(tensor.order.is_some(), name == "gptq-desc-act");
+            let expected = std::fs::read(folder.join("k_proj.f32")).unwrap();
+            let expected: Vec<f32> =
+                expected.as_chunks::<4>().0.iter().map(|v| f32::from_le_bytes(*v)).collect();
+            let (mut room, mut found) = (Vec::new(), vec![0.0; cols]);
+            for row in 0..rows {
+                // One by one and from the middle: no row depends on which are asked for.
+                let bytes = tensor.content.rows(row..row + 1, &mut room).unwrap();
+                dequantize_row(format, bytes, &mut found);
+                for (i, value) in found.iter().enumerate() {
+                    let col = tensor.order.as_ref().map_or(i, |order| order[i] as usize);
+                    assert_eq!(*value, expected[row * cols + col], "{name} {row} {col}");
+                }
+            }
+            assert!(tensor.content.rows(rows..rows + 1, &mut room).is_none());
+        }
+    }
+
+    #[test]
+    fn sets_that_contradict_themselves_are_refused() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gptq-v1");
+        let refusal = |scheme| match safetensors::open(&folder, scheme) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        assert!(refusal(None).contains("no quantization_config"));
+        let awq = Scheme { layout: Layout::Awq, group_size: Some(64) };
+        assert!(refusal(Some(awq)).contains("does not fit qzeros"));
     }
 
     #[test]

@@ -23,16 +23,19 @@ pub const AXES_MAX: usize = 4;
 pub enum Quantization {
     /// Signed bytes.
     Int8,
-    /// Nibbles with zero points.
+    /// Nibbles with zero points, in groups of 32; signed bytes where tokens go in and come out,
+    /// which small models feel most.
     Int4,
 }
 
 impl Quantization {
     /// The format for rows of `cols`, `None` where they are not of whole groups.
-    fn format(self, cols: usize) -> Option<Format> {
+    fn format(self, cols: usize, vocabulary: bool) -> Option<Format> {
         match self {
-            Quantization::Int8 => Format::int8(cols),
-            Quantization::Int4 => Format::int4(cols),
+            Quantization::Int4 if !vocabulary => {
+                Some(Format::Int4G32).filter(|format| cols.is_multiple_of(format.block_len()))
+            }
+            _ => Format::int8(cols),
         }
     }
 }
@@ -72,10 +75,10 @@ impl Tensor {
     }
 
     /// The same in another format, if it is a matrix of numbers and the format has its width.
-    fn quantised(&self, to: Quantization) -> Option<Tensor> {
+    fn quantised(&self, to: Quantization, vocabulary: bool) -> Option<Tensor> {
         let ([rows, cols], Ok(from)) = (&self.shape[..], &self.format) else { return None };
         let (rows, cols, from) = (*rows, *cols, *from);
-        let to = to.format(cols).filter(|_| from.is_dense())?;
+        let to = to.format(cols, vocabulary).filter(|_| from.is_dense())?;
         let bytes = to.row_bytes(cols)?.checked_mul(rows)?;
         let content = QuantisedRows { source: self.content.clone(), from, to, cols };
         let (format, shape) = (Ok(to), self.shape.clone());
@@ -104,8 +107,9 @@ impl Tensors {
     /// formats of matrices that do, and how many.
     pub(crate) fn quantise(&mut self, to: Quantization) -> BTreeMap<String, usize> {
         let mut others = BTreeMap::new();
-        for tensor in self.by_name.values_mut().filter(|tensor| tensor.shape.len() == 2) {
-            match tensor.quantised(to) {
+        let vocabulary = [Name::Embedding, Name::Output].map(|name| self.dialect.text(name));
+        for (name, tensor) in self.by_name.iter_mut().filter(|(_, t)| t.shape.len() == 2) {
+            match tensor.quantised(to, vocabulary.contains(name)) {
                 Some(quantised) => *tensor = quantised,
                 None => *others.entry(tensor.word()).or_default() += 1,
             }

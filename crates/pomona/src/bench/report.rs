@@ -6,6 +6,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::load::Level;
+use super::quality::Quality;
 use super::startup::Start;
 use super::stats::Spread;
 use crate::models::progress::human_bytes;
@@ -33,6 +34,8 @@ pub struct Report {
     pub startup: Vec<Start>,
     /// Served load by number of clients.
     pub served: Vec<Served>,
+    /// How well the model predicts a text.
+    pub quality: Option<Quality>,
 }
 
 /// What the machine can do at most, measured now.
@@ -188,7 +191,22 @@ impl Report {
         if !self.served.is_empty() {
             self.write_served(out)?;
         }
-        Ok(())
+        self.write_quality(out)
+    }
+
+    fn write_quality(&self, out: &mut String) -> std::fmt::Result {
+        let Some(quality) = &self.quality else { return Ok(()) };
+        let Quality { text, context, tokens, perplexity, standard_error, reference } = quality;
+        writeln!(out, "\nquality on {text}, {tokens} tokens in contexts of {context}")?;
+        writeln!(out, "perplexity         {perplexity:.4} ± {standard_error:.4}")?;
+        let Some(reference) = reference else { return Ok(()) };
+        writeln!(out, "  reference        {:.4} ({})", reference.perplexity, reference.model)?;
+        writeln!(
+            out,
+            "KL divergence      {:.2e} in the mean, {:.2e} at most",
+            reference.kl_mean, reference.kl_max
+        )?;
+        writeln!(out, "top-1 agreement    {:.2} %", reference.top1_agreement * 100.0)
     }
 
     fn write_memory(&self, out: &mut String) -> std::fmt::Result {
@@ -306,6 +324,7 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use super::super::quality::Comparison;
     use super::*;
 
     fn machine() -> Machine {
@@ -349,10 +368,25 @@ mod tests {
             memory: None,
             startup: Vec::new(),
             served: vec![Served { level: Level::default(), limits: None }],
+            quality: Some(Quality {
+                text: "a text".into(),
+                context: 512,
+                tokens: 255,
+                perplexity: 12.0,
+                standard_error: 0.5,
+                reference: Some(Comparison {
+                    model: "itself".into(),
+                    perplexity: 11.0,
+                    kl_mean: 0.01,
+                    kl_max: 0.1,
+                    top1_agreement: 0.9,
+                }),
+            }),
         };
         let table = report.table();
-        assert_eq!(table.lines().count(), 11, "{table}");
+        assert_eq!(table.lines().count(), 17, "{table}");
         assert!(table.contains("6 of 8 accepted (75%)"), "{table}");
+        assert!(table.contains("90.00 %") && table.contains("1.00e-2 in the mean"), "{table}");
         assert!(table.contains("decode") && table.contains("50%"), "{table}");
     }
 }

@@ -1,4 +1,4 @@
-//! Medians, spreads and percentiles of repeated measurements.
+//! Medians, spreads and percentiles of repeated measurements; perplexity.
 
 use serde::Serialize;
 
@@ -43,6 +43,44 @@ impl Percentiles {
     }
 }
 
+/// How likely a model found the tokens of a text.
+#[derive(Default)]
+pub struct Likelihood {
+    count: u64,
+    sum: f64,
+    squares: f64,
+}
+
+impl Likelihood {
+    /// Takes note of a token's negative log-probability.
+    pub fn add(&mut self, nll: f64) {
+        self.count += 1;
+        self.sum += nll;
+        self.squares += nll * nll;
+    }
+
+    /// Tokens so far.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The exponential of the mean.
+    pub fn perplexity(&self) -> f64 {
+        (self.sum / self.count as f64).exp()
+    }
+
+    /// Of the perplexity, by the delta method, from the spread of the tokens' log-probabilities.
+    pub fn standard_error(&self) -> f64 {
+        let n = self.count as f64;
+        let mean = self.sum / n;
+        let variance = (self.squares / n - mean * mean).max(0.0);
+        match self.count {
+            0 | 1 => 0.0,
+            _ => (variance / (n - 1.0)).sqrt() * mean.exp(),
+        }
+    }
+}
+
 /// The value below which a share `q` of `sorted` lies, interpolated linearly between neighbours
 /// (type 7 of Hyndman and Fan, "Sample Quantiles in Statistical Packages", 1996).
 fn quantile(sorted: &[f64], q: f64) -> f64 {
@@ -66,6 +104,17 @@ mod tests {
     fn no_values_are_zeros() {
         assert_eq!(Spread::of(&[]), Spread::default());
         assert_eq!(Percentiles::of(Vec::new()), Percentiles::default());
+    }
+
+    #[test]
+    fn perplexity_of_certainty_is_one_and_of_a_coin_two() {
+        let mut likelihood = Likelihood::default();
+        likelihood.add(0.0);
+        assert_eq!(likelihood.perplexity(), 1.0);
+        let mut coin = Likelihood::default();
+        (0..10).for_each(|_| coin.add(std::f64::consts::LN_2));
+        assert!((coin.perplexity() - 2.0).abs() < 1e-12);
+        assert!(coin.standard_error() < 1e-6);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use pomona_device::DType;
+use pomona_models::Quantization;
 
 use super::speculative::{Drafting, SpeculativeArgs};
 use crate::models::Surroundings;
@@ -58,6 +59,10 @@ pub struct EngineArgs {
     /// Number type of activations
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = parse_dtype)]
     pub dtype: Dtype,
+    /// Quantise weights of 16 and 32 bits while loading: int8, or int4 where memory matters more
+    /// [default: as they are stored]
+    #[arg(short, long, value_name = "FORMAT", value_parser = parse_quantization)]
+    pub quantization: Option<Quantization>,
     /// Number type of keys and values: auto (float16), float32, float16 or bfloat16
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = parse_kv_dtype)]
     pub kv_cache_dtype: KvDtype,
@@ -179,6 +184,7 @@ impl EngineArgs {
             ("--seed", Some(self.seed.to_string())),
             ("--max-model-len", self.max_model_len.map(|n| n.to_string())),
             ("--kv-cache-memory", self.kv_cache_memory.map(|n| n.to_string())),
+            ("--quantization", self.quantization.map(|to| format!("{to:?}").to_lowercase())),
             ("--threads", self.threads.map(|n| n.to_string())),
         ];
         let all = always.into_iter().chain(self.speculative.to_flags());
@@ -214,6 +220,17 @@ fn parse_dtype(text: &str) -> std::result::Result<Dtype, String> {
              weights stay as they are stored: write auto or float32"
             .to_owned()),
         _ => Err("write auto or float32".to_owned()),
+    }
+}
+
+fn parse_quantization(text: &str) -> std::result::Result<Quantization, String> {
+    match text {
+        "int8" => Ok(Quantization::Int8),
+        "int4" => Ok(Quantization::Int4),
+        "gptq" | "awq" | "gguf" | "auto" => Err("checkpoints that are quantised say so \
+             themselves: leave the flag out"
+            .to_owned()),
+        _ => Err("write int8 or int4".to_owned()),
     }
 }
 
@@ -298,7 +315,7 @@ mod tests {
         use clap::Parser;
         let given = "x --max-model-len 4K --kv-cache-dtype bfloat16 --scheduling-policy fair \
                      --no-enable-prefix-caching --kv-cache-memory 1GiB --threads 2 --seed 3 \
-                     --weight-cache /srv/x --weight-cache-size 1GiB \
+                     --weight-cache /srv/x --weight-cache-size 1GiB --quantization int4 \
                      --model-draft m.gguf --draft-max 5";
         let first = Probe::parse_from(given.split_whitespace()).engine;
         let flags = first.to_flags();
@@ -307,12 +324,15 @@ mod tests {
         assert_eq!(again.max_model_len, Some(4096));
         assert_eq!(again.drafting(), first.drafting());
         assert_eq!(again.drafting().and_then(|d| d.model), Some("m.gguf".to_owned()));
+        assert_eq!(again.quantization, Some(Quantization::Int4));
         assert!(!again.prefix_caching());
     }
 
     #[test]
     fn unsupported_types_say_what_is_supported() {
         assert!(parse_dtype("bfloat16").unwrap_err().contains("auto or float32"));
+        assert!(parse_quantization("awq").unwrap_err().contains("leave the flag out"));
+        assert!(parse_quantization("fp8").unwrap_err().contains("int8 or int4"));
         assert!(parse_kv_dtype("fp8").unwrap_err().contains("float16"));
         assert_eq!(parse_kv_dtype("auto"), Ok(KvDtype(DType::F16)));
     }

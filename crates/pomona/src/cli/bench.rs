@@ -1,7 +1,7 @@
 //! `pomona bench`: how fast a model runs here, or at any server, and how fast it could.
 
 use std::io::{Write, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -10,11 +10,12 @@ use pomona_types::BLOCK_TOKENS;
 
 use super::args::{EngineArgs, ModelName, parse_tokens};
 use crate::bench::load::{Level, Shape, Target};
+use crate::bench::quality::Quality;
 use crate::bench::report::{Drafts, Facts, Limits, Machine, Memory, Report, Served};
 use crate::bench::served::Server;
 use crate::bench::startup::{Start, Startup};
 use crate::bench::stats::Spread;
-use crate::bench::{engine, machine};
+use crate::bench::{engine, machine, quality};
 use crate::compose;
 use crate::http::Client;
 use crate::memory;
@@ -29,6 +30,7 @@ Examples:
   pomona bench smollm2 --no-server --n-prompt 512,8192   the engine alone, at two lengths
   pomona bench --url http://127.0.0.1:8080        another server, under the same load
   pomona bench smollm2 --url http://127.0.0.1:8080   the same, with shares of this machine's limits
+  pomona bench ./model --quantization int8 --quality   what 8 bits cost in predictions
 
 Without --url the server is a child process of this binary on a free port. Shares of the machine's
 limits count the bytes and operations that the work needs at least: weights and KV read once for
@@ -43,6 +45,8 @@ pub struct BenchArgs {
     target: TargetArgs,
     #[command(flatten)]
     load: LoadArgs,
+    #[command(flatten)]
+    quality: QualityArgs,
     /// Write the findings to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -84,6 +88,20 @@ struct TargetArgs {
         hide_env_values = true
     )]
     api_key: Option<String>,
+}
+
+/// Predictions in place of speed.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Quality")]
+struct QualityArgs {
+    /// Measure how well the model predicts a text instead of its speed: perplexity and, with
+    /// --reference or --quantization, how far its predictions lie from those of the reference or
+    /// the unquantised model [default text: a chapter of Darwin's that is built in]
+    #[arg(long, value_name = "TEXT_FILE", num_args = 0..=1, conflicts_with = "url")]
+    quality: Option<Option<PathBuf>>,
+    /// A model to compare with, of the same vocabulary
+    #[arg(long, value_name = "MODEL", requires = "quality")]
+    reference: Option<String>,
 }
 
 /// What the load looks like.
@@ -139,7 +157,12 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         memory: None,
         startup: Vec::new(),
         served: Vec::new(),
+        quality: None,
     };
+    if let Some(text) = &args.quality.quality {
+        report.quality = Some(predictions(args, text.as_deref(), &mut report)?);
+        return finish(args, &report);
+    }
     let costs = match args.model.get() {
         Some(model) => Some(at_hand(args, model, &mut report)?),
         None => None,
@@ -158,12 +181,34 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         (None, None) => {}
     }
     report.model = costs.map(|costs| costs.facts);
+    finish(args, &report)
+}
+
+/// Writes what was found.
+fn finish(args: &BenchArgs, report: &Report) -> Result<()> {
     if let Some(path) = &args.json {
-        let text = serde_json::to_vec_pretty(&report)?;
+        let text = serde_json::to_vec_pretty(report)?;
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     write!(stdout(), "{}", report.table())?;
     Ok(())
+}
+
+/// Reads a text with the model, and with what it is to be compared with.
+fn predictions(args: &BenchArgs, text: Option<&Path>, report: &mut Report) -> Result<Quality> {
+    let name = args.model.require("bench")?;
+    let (text_name, text) = match text {
+        Some(path) => (path.display().to_string(), super::perplexity::read(path)?),
+        None => ("the built-in text".to_owned(), quality::TEXT.to_owned()),
+    };
+    let prepared = compose::prepare(name, &args.engine)?;
+    report.model = Some(prepared.facts());
+    let unquantised = args.engine.quantization.map(|_| name);
+    let reference = args.quality.reference.as_deref().or(unquantised);
+    let mut as_stored = args.engine.clone();
+    as_stored.quantization = None;
+    let reference = reference.map(|name| compose::prepare(name, &as_stored)).transpose()?;
+    quality::measure((&text_name, &text), &prepared, reference.as_ref())
 }
 
 /// Reads what the model costs; measures the engine alone unless another server is meant.

@@ -108,7 +108,8 @@ pub fn run(args: &InspectArgs) -> Result<()> {
 }
 
 fn look(args: &InspectArgs) -> Result<Findings> {
-    let (resolved, checkpoint) = compose::open(args.model.require("inspect")?)?;
+    let model = args.model.require("inspect")?;
+    let (resolved, checkpoint) = compose::open_to_load(model, &args.engine)?;
     let draft = compose::open_draft(&args.engine)?;
     let wishes = compose::wishes(&checkpoint, draft.as_ref(), &args.engine)?;
     let spec = checkpoint.spec();

@@ -11,6 +11,7 @@ use pomona_types::{Replica, Sampling, TokenId};
 use serde_json::json;
 
 use super::args::{EngineArgs, parse_tokens};
+use crate::bench::stats::Likelihood;
 use crate::compose;
 use crate::generate::generate;
 use crate::models::progress::say;
@@ -63,7 +64,7 @@ pub fn run(args: &PerplexityArgs) -> Result<()> {
     let tokens = loaded.tokenizer.encode(&text, true)?;
     let first = loaded.tokenizer.prefix().first().copied();
     let replica = loaded.engine.replica();
-    let mut tally = Tally::default();
+    let mut tally = Likelihood::default();
     let chunks = tokens.len() / args.context as usize;
     if chunks == 0 {
         bail!(
@@ -89,17 +90,18 @@ pub fn run(args: &PerplexityArgs) -> Result<()> {
     let (perplexity, error) = (tally.perplexity(), tally.standard_error());
     if args.json {
         let found = json!({
-            "perplexity": perplexity, "standard_error": error, "tokens": tally.count,
+            "perplexity": perplexity, "standard_error": error, "tokens": tally.count(),
             "chunks": chunks, "context": args.context,
         });
         writeln!(out, "{found}")?;
     } else {
-        writeln!(out, "perplexity {perplexity:.4} ± {error:.4} over {} tokens", tally.count)?;
+        writeln!(out, "perplexity {perplexity:.4} ± {error:.4} over {} tokens", tally.count())?;
     }
     Ok(())
 }
 
-fn read(path: &Path) -> Result<String> {
+/// A text's file.
+pub fn read(path: &Path) -> Result<String> {
     let mut text = String::new();
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let read = file.take(TEXT_BYTES_MAX + 1).read_to_string(&mut text);
@@ -112,7 +114,12 @@ fn read(path: &Path) -> Result<String> {
 }
 
 /// Adds the second half of a chunk.
-fn score(replica: &dyn Replica, id: u64, chunk: Vec<TokenId>, tally: &mut Tally) -> Result<()> {
+fn score(
+    replica: &dyn Replica,
+    id: u64,
+    chunk: Vec<TokenId>,
+    tally: &mut Likelihood,
+) -> Result<()> {
     let length = chunk.len();
     let sampling = Sampling {
         temperature: 0.0,
@@ -129,51 +136,4 @@ fn score(replica: &dyn Replica, id: u64, chunk: Vec<TokenId>, tally: &mut Tally)
         tally.add(-f64::from(logprob.logprob));
     }
     Ok(())
-}
-
-/// Sums of negative log-probabilities.
-#[derive(Default)]
-struct Tally {
-    count: u64,
-    sum: f64,
-    squares: f64,
-}
-
-impl Tally {
-    fn add(&mut self, nll: f64) {
-        self.count += 1;
-        self.sum += nll;
-        self.squares += nll * nll;
-    }
-
-    fn perplexity(&self) -> f64 {
-        (self.sum / self.count as f64).exp()
-    }
-
-    /// Of the perplexity, by the delta method, from the spread of the tokens' log-probabilities.
-    fn standard_error(&self) -> f64 {
-        let n = self.count as f64;
-        let mean = self.sum / n;
-        let variance = (self.squares / n - mean * mean).max(0.0);
-        match self.count {
-            0 | 1 => 0.0,
-            _ => (variance / (n - 1.0)).sqrt() * mean.exp(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn perplexity_of_certainty_is_one_and_of_a_coin_two() {
-        let mut tally = Tally::default();
-        tally.add(0.0);
-        assert_eq!(tally.perplexity(), 1.0);
-        let mut coin = Tally::default();
-        (0..10).for_each(|_| coin.add(std::f64::consts::LN_2));
-        assert!((coin.perplexity() - 2.0).abs() < 1e-12);
-        assert!(coin.standard_error() < 1e-6);
-    }
 }

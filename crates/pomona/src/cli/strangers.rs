@@ -40,10 +40,6 @@ const STRANGERS: &[(&[&str], &str)] = &[
         "this version runs on one machine and one memory; leave the flag out",
     ),
     (
-        &["-q", "--quantization"],
-        "a model's weights say how they are quantised; choose a file, such as org/repo:Q4_K_M",
-    ),
-    (
         &["-md", "--draft", "--draft-n", "--speculative-model", "--num-speculative-tokens"],
         "a draft model is --model-draft FILE here, with --draft-max N; other methods are \
          --speculative-config, as in vLLM",
