@@ -217,7 +217,7 @@ mod tests {
         let mut dice = Dice(5);
         let mut one = |i: usize| {
             let sum: f32 = (0..6).map(|_| dice.real()).sum();
-            sum * if i % 61 == 0 { 0.06 } else { 0.02 }
+            sum * if i.is_multiple_of(61) { 0.06 } else { 0.02 }
         };
         (0..count).map(&mut one).collect()
     }

@@ -4,7 +4,7 @@
 //!
 //! | tensor | GPTQ | AWQ |
 //! | --- | --- | --- |
-//! | `qweight` | `[in / 8, out]`, eight inputs to a word | `[in, out / 8]`, eight outputs to a word |
+//! | `qweight` | `[in / 8, out]`: eight inputs a word | `[in, out / 8]`: eight outputs a word |
 //! | `qzeros` | `[groups, out / 8]`, less one in version 1 | `[groups, out / 8]` |
 //! | `scales` | `[groups, out]` | `[groups, out]` |
 //! | `g_idx` | `[in]`: the group of each input | none: groups follow each other |
