@@ -38,7 +38,7 @@ pub struct EngineConfig {
     pub max_num_seqs: u32,
     /// Most tokens in a step; the model must have been loaded for as many.
     pub max_num_batched_tokens: u32,
-    /// Element type of keys and values: F32, F16 or BF16.
+    /// Element type of keys and values: F32, F16, BF16 or I8.
     pub kv_dtype: DType,
     /// Blocks of KV, 16 tokens of one layer group each.
     pub kv_blocks: u32,

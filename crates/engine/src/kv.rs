@@ -2,13 +2,13 @@
 //! model has memory of its own, under the block tables of the model that it drafts for.
 
 use pomona_device::{DType, Device, DeviceError};
-use pomona_kernels::KvLayer;
+use pomona_kernels::{KvLayer, kv_row_bytes};
 use pomona_models::KvCache;
 use pomona_types::{BLOCK_TOKENS, LayerKind, ModelSpec};
 
 /// Bytes of KV that one block takes.
 pub fn kv_block_bytes(spec: &ModelSpec, dtype: DType) -> u64 {
-    spec.block_bytes(dtype.bytes() as u32)
+    spec.block_bytes(kv_row_bytes(dtype, spec.head_dim as usize) as u32)
 }
 
 /// Allocates `blocks` blocks. Layer `i` of a group lives in slot `i` of the blocks that the group
@@ -43,8 +43,8 @@ pub(crate) fn draft_kv_cache(
 /// Bytes of a draft model's KV that one block of its target takes; `None` as above.
 pub fn draft_block_bytes(target: &ModelSpec, draft: &ModelSpec, dtype: DType) -> Option<u64> {
     let slots = slots(&draft_places(target, draft)?) as u64;
-    let element = u64::from(draft.kv_heads) * u64::from(draft.head_dim) * dtype.bytes() as u64;
-    Some(slots * u64::from(BLOCK_TOKENS) * 2 * element)
+    let row = kv_row_bytes(dtype, draft.head_dim as usize) as u64;
+    Some(slots * u64::from(BLOCK_TOKENS) * 2 * u64::from(draft.kv_heads) * row)
 }
 
 /// A group and a slot for each layer of a draft model: a group of the target that keeps what the
@@ -77,8 +77,8 @@ fn allocate(
     dtype: DType,
     blocks: u32,
 ) -> Result<KvCache, DeviceError> {
-    let shape =
-        [blocks as usize, spec.kv_heads as usize, BLOCK_TOKENS as usize, spec.head_dim as usize];
+    let row = kv_row_bytes(dtype, spec.head_dim as usize) / dtype.bytes();
+    let shape = [blocks as usize, spec.kv_heads as usize, BLOCK_TOKENS as usize, row];
     let slots: Vec<KvLayer> = (0..slots(places))
         .map(|_| {
             Ok(KvLayer {

@@ -17,6 +17,7 @@ mod quantise;
 mod rows;
 mod weights;
 
+pub use attention::kv_row_bytes;
 pub use cpu::CpuOps;
 pub use format::Format;
 pub use formats::{Int4Group, dequantize_row};

@@ -132,7 +132,7 @@ pub fn wishes(
     Ok(Wishes {
         weight_bytes: checkpoint.weight_bytes() + draft.map_or(0, Checkpoint::weight_bytes),
         available_bytes: pomona_device::available_memory().unwrap_or(MEMORY_ASSUMED),
-        kv_element_bytes: kv_element_bytes(args),
+        kv_row_bytes: kv_row_bytes(checkpoint.spec(), args),
         max_model_len: args.max_model_len,
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.max_num_batched_tokens,
@@ -141,8 +141,8 @@ pub fn wishes(
     })
 }
 
-fn kv_element_bytes(args: &EngineArgs) -> u32 {
-    args.kv_cache_dtype.0.bytes() as u32
+fn kv_row_bytes(spec: &pomona_types::ModelSpec, args: &EngineArgs) -> u32 {
+    pomona_kernels::kv_row_bytes(args.kv_cache_dtype.0, spec.head_dim as usize) as u32
 }
 
 /// A running replica and what is needed to talk to it in text.
@@ -329,9 +329,9 @@ impl Prepared {
         self.args.max_num_batched_tokens as usize
     }
 
-    /// Bytes of a number of KV.
-    pub fn kv_element_bytes(&self) -> u32 {
-        kv_element_bytes(&self.args)
+    /// Bytes of a head's key or value of one token.
+    pub fn kv_row_bytes(&self) -> u32 {
+        kv_row_bytes(self.checkpoint.spec(), &self.args)
     }
 
     /// What the model costs, for measurements.
@@ -358,7 +358,7 @@ impl Prepared {
             layer_weights: weights.saturating_sub(tables * embedding),
             output_weights: embedding,
             kv_bytes: self.fit.kv_bytes,
-            kv_token_bytes: memory::kv_token_bytes(spec, self.kv_element_bytes()),
+            kv_token_bytes: memory::kv_token_bytes(spec, self.kv_row_bytes()),
         }
     }
 }

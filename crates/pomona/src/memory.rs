@@ -20,8 +20,8 @@ pub struct Wishes {
     pub weight_bytes: u64,
     /// Bytes that can be used without swapping, caches given up.
     pub available_bytes: u64,
-    /// Bytes of one number of KV.
-    pub kv_element_bytes: u32,
+    /// Bytes of a head's key or value of one token.
+    pub kv_row_bytes: u32,
     /// Longest sequence, if the user says.
     pub max_model_len: Option<u32>,
     /// Sequences at once.
@@ -193,14 +193,14 @@ pub fn blocks_for(spec: &ModelSpec, tokens: u32, step_tokens: u32) -> u64 {
 }
 
 /// KV bytes of one token in all layers, sliding windows not yet left behind.
-pub fn kv_token_bytes(spec: &ModelSpec, element_bytes: u32) -> u64 {
-    spec.layer_groups().len() as u64 * spec.block_bytes(element_bytes) / u64::from(BLOCK_TOKENS)
+pub fn kv_token_bytes(spec: &ModelSpec, row_bytes: u32) -> u64 {
+    spec.layer_groups().len() as u64 * spec.block_bytes(row_bytes) / u64::from(BLOCK_TOKENS)
 }
 
 /// KV bytes that a decode step reads for one sequence of `tokens`: whole layers read all of them,
 /// sliding layers their window.
-pub fn kv_read_bytes(spec: &ModelSpec, element_bytes: u32, tokens: f64) -> f64 {
-    let token = 2.0 * f64::from(spec.kv_heads * spec.head_dim * element_bytes);
+pub fn kv_read_bytes(spec: &ModelSpec, row_bytes: u32, tokens: f64) -> f64 {
+    let token = 2.0 * f64::from(spec.kv_heads * row_bytes);
     let seen = |kind: &LayerKind| match kind {
         LayerKind::Full => tokens,
         LayerKind::Sliding { window } => tokens.min(f64::from(*window)),
@@ -210,7 +210,7 @@ pub fn kv_read_bytes(spec: &ModelSpec, element_bytes: u32, tokens: f64) -> f64 {
 
 /// Bytes of a block, of the model and of its draft model.
 fn block_bytes(spec: &ModelSpec, wishes: &Wishes) -> u64 {
-    (spec.block_bytes(wishes.kv_element_bytes) + wishes.draft.block_bytes).max(1)
+    (spec.block_bytes(wishes.kv_row_bytes) + wishes.draft.block_bytes).max(1)
 }
 
 /// Activations of a step: the residual stream and its norm, queries and outputs, keys and values,
@@ -248,7 +248,7 @@ mod tests {
         Wishes {
             weight_bytes: 98 << 20,
             available_bytes: 12 << 30,
-            kv_element_bytes: 2,
+            kv_row_bytes: 2 * spec().head_dim,
             max_model_len: None,
             max_num_seqs: 64,
             max_num_batched_tokens: 512,
@@ -301,7 +301,8 @@ mod tests {
     fn a_draft_model_shortens_the_context_of_a_tight_machine() {
         let tight = Wishes { available_bytes: 700 << 20, ..wishes() };
         let alone = fit(&spec(), &tight).unwrap();
-        let draft = DraftNeeds { block_bytes: spec().block_bytes(2), scratch_bytes: 0 };
+        let draft =
+            DraftNeeds { block_bytes: spec().block_bytes(2 * spec().head_dim), scratch_bytes: 0 };
         let with = fit(&spec(), &Wishes { draft, ..tight }).unwrap();
         assert!(with.max_model_len <= alone.max_model_len / 2 + 16, "{with:?}");
         assert!(with.total_bytes() <= tight.available_bytes);
@@ -331,7 +332,7 @@ mod tests {
 
     #[test]
     fn kv_of_a_token_counts_every_layer() {
-        assert_eq!(kv_token_bytes(&spec(), 2), 30 * 2 * 3 * 64 * 2);
-        assert_eq!(kv_read_bytes(&spec(), 2, 10.0), 10.0 * 30.0 * 2.0 * 3.0 * 64.0 * 2.0);
+        assert_eq!(kv_token_bytes(&spec(), 2 * 64), 30 * 2 * 3 * 64 * 2);
+        assert_eq!(kv_read_bytes(&spec(), 2 * 64, 10.0), 10.0 * 30.0 * 2.0 * 3.0 * 64.0 * 2.0);
     }
 }

@@ -77,14 +77,14 @@ impl ModelSpec {
         self.layer_groups().iter().map(|g| g.layers.len() as u32).max().unwrap_or(0)
     }
 
-    /// Bytes of one block (16 tokens, all slots, keys and values) with `element_bytes` per number.
-    pub fn block_bytes(&self, element_bytes: u32) -> u64 {
+    /// Bytes of one block (16 tokens, all slots, keys and values), `row_bytes` for a head's key or
+    /// value of one token.
+    pub fn block_bytes(&self, row_bytes: u32) -> u64 {
         u64::from(BLOCK_TOKENS)
             * u64::from(self.slots_per_block())
             * 2
             * u64::from(self.kv_heads)
-            * u64::from(self.head_dim)
-            * u64::from(element_bytes)
+            * u64::from(row_bytes)
     }
 }
 
@@ -125,6 +125,6 @@ mod tests {
         assert_eq!(groups.len(), 6);
         assert!(groups.iter().all(|g| g.layers.len() == 3));
         assert_eq!(groups[0].layers, vec![5, 11, 17]);
-        assert_eq!(spec.block_bytes(2), 16 * 3 * 2 * 2 * 16 * 2);
+        assert_eq!(spec.block_bytes(2 * 16), 16 * 3 * 2 * 2 * 16 * 2);
     }
 }

@@ -34,5 +34,5 @@ fn layers_of_one_kind_form_groups_of_equal_size() {
     // 3 layers see everything, 15 slide: one group of the former, five of the latter.
     assert_eq!(spec.layer_groups().len(), 6);
     // A block of any group holds 16 tokens of 3 layers, keys and values, here in 2 bytes each.
-    assert_eq!(spec.block_bytes(2), 16 * 3 * 2 * 256 * 2);
+    assert_eq!(spec.block_bytes(2 * 256), 16 * 3 * 2 * 256 * 2);
 }

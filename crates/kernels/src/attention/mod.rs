@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
-use pomona_device::Pool;
+use pomona_device::{DType, Pool};
 use pomona_types::BLOCK_TOKENS;
 
 use crate::Isa;
@@ -45,6 +45,15 @@ pub(crate) enum Cache<'a> {
 
 /// Bytes of a position's scale.
 const SCALE_BYTES: usize = size_of::<f32>();
+
+/// Bytes of a head's key or value of one position in a cache of this type: what the last axis of
+/// its views amounts to. `I8` has a scale beside the integers.
+pub fn kv_row_bytes(dtype: DType, head_dim: usize) -> usize {
+    match dtype {
+        DType::I8 => quantised_bytes(head_dim),
+        other => head_dim * other.bytes(),
+    }
+}
 
 /// Bytes that `head_dim` integers and their scale take.
 pub(crate) fn quantised_bytes(head_dim: usize) -> usize {

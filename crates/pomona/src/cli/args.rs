@@ -63,7 +63,8 @@ pub struct EngineArgs {
     /// [default: as they are stored]
     #[arg(short, long, value_name = "FORMAT", value_parser = parse_quantization)]
     pub quantization: Option<Quantization>,
-    /// Number type of keys and values: auto (float16), float32, float16 or bfloat16
+    /// Number type of keys and values: auto (float16), float32, float16, bfloat16 or
+    /// int8
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = parse_kv_dtype)]
     pub kv_cache_dtype: KvDtype,
     /// Memory for keys and values, such as 2GiB [default: 1,024 tokens for each of
@@ -164,6 +165,7 @@ impl EngineArgs {
         let kv_dtype = match self.kv_cache_dtype.0 {
             DType::F32 => "float32",
             DType::BF16 => "bfloat16",
+            DType::I8 => "int8",
             _ => "float16",
         };
         let policy = match self.scheduling_policy {
@@ -239,9 +241,8 @@ fn parse_kv_dtype(text: &str) -> std::result::Result<KvDtype, String> {
         "auto" | "float16" | "half" => Ok(KvDtype(DType::F16)),
         "float32" | "float" => Ok(KvDtype(DType::F32)),
         "bfloat16" => Ok(KvDtype(DType::BF16)),
-        _ => Err("write auto, float32, float16 or bfloat16; 8-bit keys and values are not \
-             supported yet"
-            .to_owned()),
+        "int8" | "q8_0" => Ok(KvDtype(DType::I8)),
+        _ => Err("write auto, float32, float16, bfloat16, or int8 for half the memory".to_owned()),
     }
 }
 

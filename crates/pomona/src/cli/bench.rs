@@ -215,10 +215,10 @@ fn predictions(args: &BenchArgs, text: Option<&Path>, report: &mut Report) -> Re
 fn at_hand(args: &BenchArgs, model: &str, report: &mut Report) -> Result<Costs> {
     let prepared = compose::prepare(model, &args.engine)?;
     let spec = prepared.checkpoint.spec().clone();
-    let element_bytes = prepared.kv_element_bytes();
+    let row_bytes = prepared.kv_row_bytes();
     let facts = prepared.facts();
     let kv_read: Box<dyn Fn(f64) -> f64> =
-        Box::new(move |tokens| memory::kv_read_bytes(&spec, element_bytes, tokens));
+        Box::new(move |tokens| memory::kv_read_bytes(&spec, row_bytes, tokens));
     if args.target.url.is_none() && !args.no_engine && !args.startup {
         say("measuring the engine");
         let loaded = prepared.load()?;

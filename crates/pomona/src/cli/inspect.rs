@@ -167,15 +167,15 @@ fn look(args: &InspectArgs) -> Result<Findings> {
 
 fn memory_row(spec: &ModelSpec, wishes: &memory::Wishes) -> MemoryRow {
     let fit = memory::fit(spec, wishes);
-    let element = wishes.kv_element_bytes;
+    let row_bytes = wishes.kv_row_bytes;
     MemoryRow {
         weight_bytes: wishes.weight_bytes,
-        kv_token_bytes: memory::kv_token_bytes(spec, element),
+        kv_token_bytes: memory::kv_token_bytes(spec, row_bytes),
         kv_context_bytes: memory::blocks_for(
             spec,
             spec.max_position,
             wishes.max_num_batched_tokens,
-        ) * spec.block_bytes(element),
+        ) * spec.block_bytes(row_bytes),
         available_bytes: wishes.available_bytes,
         refusal: fit.as_ref().err().map(|error| error.to_string()),
         fit: fit.ok().map(|fit| FitRow {
