@@ -190,7 +190,7 @@ fn an_output_that_nobody_reads_ends_quietly() {
 fn flags_that_make_no_sense_are_explained() {
     for (flags, words) in [
         (vec!["--dtype", "bfloat16"], "write auto or float32"),
-        (vec!["--kv-cache-dtype", "fp8"], "write auto, float32, float16 or bfloat16"),
+        (vec!["--kv-cache-dtype", "fp8"], "float16, bfloat16, or int8"),
         (vec!["--max-model-len", "long"], "such as 8192 or 8K"),
         (vec!["--kv-cache-memory", "much"], "such as 512MiB or 2GiB"),
         (vec!["--max-num-seqs", "0"], "1..=4096"),
