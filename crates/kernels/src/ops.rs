@@ -80,7 +80,8 @@ pub enum Activation {
 }
 
 /// One layer's keys and values: views of `[blocks, kv_heads, 16, head_dim]`, dtype F32, F16 or
-/// BF16; or I8, whose last axis is [`kv_row_bytes`](crate::kv_row_bytes) long. The order of elements within a block belongs to the operations.
+/// BF16; or I8, whose last axis is [`kv_row_bytes`](crate::kv_row_bytes) long. The order of
+/// elements within a block belongs to the operations.
 #[derive(Clone, Debug)]
 pub struct KvLayer {
     /// Keys.
