@@ -143,6 +143,10 @@ class Vllm(OverLoad):
 
 
 class InProcess(OverLoad):
+    def __init__(self, venv, model):
+        self.model, self.venv = model, venv
+        self.python = venv / "bin/python"
+
     def served(self, load):
         with tempfile.NamedTemporaryFile(suffix=".json") as record:
             words = [self.python, HERE / "inprocess.py", self.engine_name, self.model]
@@ -156,11 +160,10 @@ class OpenVino(InProcess):
     engine_name = "openvino"
 
     def __init__(self, args):
-        self.args, self.model = args, args.openvino_model
-        self.python = args.openvino / "bin/python"
+        super().__init__(args.openvino, args.openvino_model)
 
     def about(self):
-        version = packages(self.args.openvino, "openvino", "openvino-genai")
+        version = packages(self.venv, "openvino", "openvino-genai")
         return {"version": version, "flags": ["cache_size 2, enable_prefix_caching"]}
 
 
@@ -169,11 +172,10 @@ class MistralRs(InProcess):
     engine_name = "mistralrs"
 
     def __init__(self, args):
-        self.args, self.model = args, args.model
-        self.python = args.mistralrs / "bin/python"
+        super().__init__(args.mistralrs, args.model)
 
     def about(self):
-        return {"version": packages(self.args.mistralrs, "mistralrs"), "flags": ["max_seqs 32"]}
+        return {"version": packages(self.venv, "mistralrs"), "flags": ["max_seqs 32"]}
 
 
 def names(length, shallow):

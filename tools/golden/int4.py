@@ -17,20 +17,10 @@ import torch
 import transformers as tf
 from safetensors.torch import save_file
 
-from make import TOKENS
+import make
 
-SIZES = dict(
-    vocab_size=272,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=128,
-    initializer_range=0.2,
-    bos_token_id=1,
-    eos_token_id=2,
+SIZES = make.SIZES | dict(
+    hidden_size=64, intermediate_size=128, num_hidden_layers=2, initializer_range=0.2
 )
 # The matrix whose numbers are kept beside the logits, to be compared bit by bit.
 ONE_MATRIX = "model.layers.0.self_attn.k_proj"
@@ -120,7 +110,7 @@ def make(out, name, kind, config, quantisation, others):
     config = json.loads(model.config.to_json_string())
     config |= {"quantization_config": quantisation, "dtype": "float16"}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tokens = random.integers(3, SIZES["vocab_size"], TOKENS).tolist()
+    tokens = random.integers(3, SIZES["vocab_size"], make.TOKENS).tolist()
     with torch.no_grad():
         logits = model(torch.tensor([tokens])).logits[0]
     (folder / "expected.f32").write_bytes(logits.numpy().astype("<f4").tobytes())

@@ -4,6 +4,10 @@
 /// Lanes of a sum.
 pub(crate) const LANES: usize = 16;
 
+/// 1.5 * 2^23: adding it rounds to a whole number, which then stands in the lowest bits. A
+/// conversion would not become vector instructions.
+pub(crate) const ROUND: f32 = 12_582_912.0;
+
 /// Adds up lanes in a fixed order: halves onto each other.
 #[inline(always)]
 pub(crate) fn sum(mut lanes: [f32; LANES]) -> f32 {
@@ -57,9 +61,6 @@ pub(crate) fn exp(x: f32) -> f32 {
     // exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln 2 / 2, exp(r) by its Taylor series.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    /// 1.5 * 2^23: adding it rounds to a whole number, which then stands in the lowest bits. A
-    /// conversion would not become vector instructions.
-    const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.0, 88.0);
     let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
     let n = rounded - ROUND;

@@ -131,11 +131,15 @@ pub(crate) enum CacheMut<'a> {
 
 impl CacheMut<'_> {
     /// Stores one head's row at a position of a block: the block's first position is number `block`
-    /// of the cache, and elements are `stride` apart, from `offset` on.
+    /// of the cache, and the row's elements are `stride` apart in it, from `start` on.
     #[inline(always)]
-    fn store(&mut self, row: &[f32], block: usize, (offset, stride): (usize, usize)) {
-        let at = block * row.len() + offset;
-        let places = (at..).step_by(stride);
+    fn store(
+        &mut self,
+        row: &[f32],
+        (block, position): (usize, usize),
+        (start, stride): (usize, usize),
+    ) {
+        let places = (block * row.len() + start..).step_by(stride);
         match self {
             CacheMut::F32(x) => places.zip(row).for_each(|(i, v)| x[i] = *v),
             CacheMut::F16(x) => {
@@ -147,13 +151,12 @@ impl CacheMut<'_> {
             CacheMut::I8(x) => {
                 let bytes = BLOCK * quantised_bytes(row.len());
                 let x = &mut x[block / BLOCK * bytes..][..bytes];
-                let position = if stride == 1 { offset / row.len() } else { offset };
                 let largest = row.iter().fold(0.0, |most, v| f32::max(most, v.abs()));
                 // What is not finite must not be hidden: its scale says so.
                 let finite = row.iter().all(|v| v.is_finite());
                 let scale = if finite { largest / 127.0 } else { f32::NAN };
                 let inverse = if largest > 0.0 && finite { 127.0 / largest } else { 0.0 };
-                for (i, v) in (offset..).step_by(stride).zip(row) {
+                for (i, v) in (start..).step_by(stride).zip(row) {
                     x[i] = (v * inverse).round_ties_even() as i8 as u8;
                 }
                 let scales = x[BLOCK * row.len()..].as_chunks_mut::<SCALE_BYTES>().0;
@@ -165,13 +168,13 @@ impl CacheMut<'_> {
     /// Stores a head's key at `offset` of the block that starts at position `block`.
     #[inline(always)]
     pub(crate) fn key(&mut self, row: &[f32], block: usize, offset: usize) {
-        self.store(row, block, (offset, BLOCK));
+        self.store(row, (block, offset), (offset, BLOCK));
     }
 
     /// Stores a head's value, likewise.
     #[inline(always)]
     pub(crate) fn value(&mut self, row: &[f32], block: usize, offset: usize) {
-        self.store(row, block, (offset * row.len(), 1));
+        self.store(row, (block, offset), (offset * row.len(), 1));
     }
 }
 

@@ -6,6 +6,7 @@ use pomona_device::{Pool, split};
 
 use super::packed::BLOCK;
 use crate::isa::{Kernel, Tier};
+use crate::lanes::ROUND;
 use crate::{Isa, linear};
 
 /// Tokens below which quantising is not worth a join.
@@ -169,8 +170,6 @@ fn scale_of(x: &[f32]) -> (f32, f32) {
 
 #[inline(always)]
 fn quantise(x: &[f32; BLOCK], inverse: f32, terms: &mut Terms) -> Sums {
-    /// 1.5 * 2^23: adding it rounds to a whole number, which then stands in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
     let mut q = [0i32; BLOCK];
     if inverse > 0.0 {
         for (q, v) in q.iter_mut().zip(x) {

@@ -17,6 +17,7 @@ use std::sync::OnceLock;
 use half::bf16;
 use pomona_device::{Pool, split};
 
+use super::activations::TILE;
 use super::packed::{self, GROUP, PAIRS_AT_ONCE};
 use super::{Shared, Slab};
 use crate::Format;
@@ -25,8 +26,6 @@ use crate::Format;
 pub(super) mod emulator;
 pub(super) mod integers;
 
-/// Rows of a tile register.
-const TILE: usize = 16;
 /// Columns that one instruction multiplies in bf16.
 const COLUMNS: usize = 2 * PAIRS_AT_ONCE;
 

@@ -4,13 +4,12 @@ use std::ops::Range;
 
 use pomona_device::{Pool, split};
 
+use super::activations::TILE;
 use super::packed::{GROUP, PAIR_BYTES};
 use super::{Shared, Slab};
 use crate::Format;
 use crate::isa::{Kernel, Tier};
 
-/// Most tokens that lie side by side.
-const TILE: usize = 16;
 /// Tokens below which bringing them side by side is not worth a join.
 const JOIN_TOKENS: usize = 16;
 
@@ -122,7 +121,10 @@ impl Dense<'_> {
             while group < slab.groups.end {
                 group += match slab.groups.end - group {
                     // One token: chains of sums, one for each group, are what takes time.
-                    4.. if slab.tokens == 1 => self.products::<T, N, 4, 1>(t, group, 0),
+                    4.. if slab.tokens == 1 => {
+                        self.products::<T, N, 4, 1>(t, group, 0);
+                        4
+                    }
                     2.. if T::REGISTERS >= 32 => self.groups::<T, N, 2>(t, group, &tokens),
                     _ => self.groups::<T, N, 1>(t, group, &tokens),
                 };
@@ -141,24 +143,17 @@ impl Dense<'_> {
         let mut token = tokens.start;
         while token < tokens.end {
             let side = self.x.width - token % self.x.width;
-            let count = match side.min(tokens.end - token) {
-                8.. => 8,
-                4.. => 4,
-                2.. => 2,
-                _ => 1,
-            };
-            match count {
-                8 => self.products::<T, N, G, 8>(t, group, token),
-                4 => self.products::<T, N, G, 4>(t, group, token),
-                2 => self.products::<T, N, G, 2>(t, group, token),
+            token += match side.min(tokens.end - token) {
+                8.. => self.products::<T, N, G, 8>(t, group, token),
+                4.. => self.products::<T, N, G, 4>(t, group, token),
+                2.. => self.products::<T, N, G, 2>(t, group, token),
                 _ => self.products::<T, N, G, 1>(t, group, token),
             };
-            token += count;
         }
         G
     }
 
-    /// `G` groups with `K` tokens side by side; the same operations for all of either. Returns `G`.
+    /// `G` groups with `K` tokens side by side; the same operations for all of either. Returns `K`.
     #[inline(always)]
     fn products<T: Tier, N: Number, const G: usize, const K: usize>(
         &self,
@@ -194,6 +189,6 @@ impl Dense<'_> {
                 unsafe { self.slab.sink.store(token + k, group + g, &values) };
             }
         }
-        G
+        K
     }
 }

@@ -154,11 +154,10 @@ pub(crate) fn linear(
     if parts.iter().any(|p| !p.format.is_dense()) {
         activations.quantise(pool, isa, x, cols);
     }
-    let on_tiles = |format| BF16_ON_TILES && isa == Isa::Amx && format == Format::BF16;
-    if parts.iter().any(|p| p.format.is_dense() && !on_tiles(p.format)) {
+    if parts.iter().any(|p| p.format.is_dense() && !on_tiles(isa, p.format)) {
         tiles.fill(pool, x, cols);
     }
-    if parts.iter().any(|p| on_tiles(p.format)) {
+    if parts.iter().any(|p| on_tiles(isa, p.format)) {
         bf16_tiles.fill(pool, x, cols);
     }
     panels.resize_with(pool.threads().max(panels.len()), Mutex::default);
@@ -198,6 +197,11 @@ pub(crate) fn linear(
     });
 }
 
+/// Whether weights of a dense format meet bf16 activations on tile registers.
+fn on_tiles(isa: Isa, format: Format) -> bool {
+    BF16_ON_TILES && isa == Isa::Amx && format == Format::BF16
+}
+
 /// Activations in the forms that kernels take, each filled where it is needed.
 type Forms<'a> = (&'a Activations, &'a dense::Tiles, &'a amx::Tiles);
 
@@ -205,7 +209,7 @@ fn run_slab(isa: Isa, slab: &Slab<'_>, x: Forms<'_>, panel: &mut Panel) {
     let (activations, tiles, bf16_tiles) = x;
     match (isa, slab.format) {
         // SAFETY: dispatch chose this tier, which Isa::detect() found.
-        (Isa::Amx, Format::BF16) if BF16_ON_TILES => unsafe { amx::bf16(slab, bf16_tiles) },
+        (_, format) if on_tiles(isa, format) => unsafe { amx::bf16(slab, bf16_tiles) },
         (_, format) if format.is_dense() => isa.run(dense::Dense { slab, x: tiles }),
         (Isa::Avx512 | Isa::Amx, _) => avx512::run(slab, activations, panel, isa == Isa::Amx),
         _ => isa.run(reference::Quantised { slab, activations, panel }),

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use pomona_device::{DType, Device, View};
-use pomona_kernels::{Batch, KvLayer, Ops, Span};
+use pomona_engine::kv_cache;
+use pomona_kernels::{Batch, Ops, Span};
 use pomona_models::{KvCache, Model};
 use pomona_types::{BLOCK_TOKENS, TokenId};
 use serde::Serialize;
@@ -168,7 +169,8 @@ struct Reader {
     model: Box<dyn Model>,
     ops: Arc<dyn Ops>,
     kv: KvCache,
-    /// Blocks of a layer.
+    groups: u32,
+    /// Blocks of a group of layers.
     blocks: u32,
     /// Most tokens of a step.
     step: usize,
@@ -185,22 +187,19 @@ impl Reader {
     fn new(prepared: &Prepared, context: usize) -> Result<Reader> {
         let Weights { model, ops, finishing, .. } = prepared.load_weights()?;
         let spec = model.spec().clone();
-        let block = BLOCK_TOKENS as usize;
-        let blocks = context.div_ceil(block);
-        let shape = [blocks, spec.kv_heads as usize, block, spec.head_dim as usize];
-        let cache = || ops.device().alloc_view(prepared.kv_dtype(), &shape);
-        let layers = spec.layers.iter().map(|_| Ok(KvLayer { k: cache()?, v: cache()? }));
-        let layers = layers.collect::<Result<_>>().context("no memory for keys and values")?;
-        // Every layer has a cache of its own here, so one table serves all groups.
-        let kv = KvCache { layers, group_of: vec![0; spec.layers.len()] };
+        let groups = spec.layer_groups().len() as u32;
+        let blocks = (context as u32).div_ceil(BLOCK_TOKENS);
+        let kv = kv_cache(ops.device().as_ref(), &spec, prepared.kv_dtype(), groups * blocks)
+            .context("no memory for keys and values")?;
         let logits = ops.device().alloc_view(DType::F32, &[1, spec.vocab as usize])?;
         let bytes = vec![0; logits.bytes()];
-        let (step, blocks) = (prepared.step_tokens().min(context), blocks as u32);
+        let step = prepared.step_tokens().min(context);
         let (chunk, values) = (Vec::new(), vec![0.0; spec.vocab as usize]);
         Ok(Reader {
             model,
             ops,
             kv,
+            groups,
             blocks,
             step,
             chunk,
@@ -226,14 +225,19 @@ impl Reader {
         let (device, rows) = (self.ops.device().as_ref(), tokens.len() as u32);
         let positions: Vec<u32> = (start as u32..).take(tokens.len()).collect();
         let all: Vec<u32> = (0..rows).collect();
-        let table_len = self.blocks;
-        let span = Span { first_row: 0, rows, start: start as u32, table: 0, table_len };
+        let span =
+            Span { first_row: 0, rows, start: start as u32, table: 0, table_len: self.blocks };
+        // Blocks of a group stand in order, so a token's slot is its position beyond their start.
+        let first_slot = |group| group * self.blocks * BLOCK_TOKENS;
+        let slots = |group| positions.iter().map(|p| first_slot(group) + p).collect::<Vec<_>>();
+        let table = |group| (group * self.blocks..).take(self.blocks as usize).collect();
         let batch = Batch {
             tokens: upload(device, tokens)?,
-            // Blocks stand in order, so a token's slot is its position.
-            slots: vec![upload(device, &positions)?],
+            slots: (0..self.groups)
+                .map(|group| upload(device, &slots(group)))
+                .collect::<Result<_>>()?,
             positions: upload(device, &positions)?,
-            tables: vec![(0..table_len).collect()],
+            tables: (0..self.groups).map(table).collect(),
             spans: vec![span],
             logit_rows: upload(device, &all)?,
         };

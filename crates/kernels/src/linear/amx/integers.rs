@@ -2,13 +2,10 @@
 
 use std::arch::asm;
 
-use super::{Configured, Shapes, load, multiply, store, zero};
+use super::{Configured, Shapes, TILE, load, multiply, store, zero};
 use crate::linear::activations::Terms;
 use crate::linear::packed::{BLOCK, GROUP, STEPS};
 use crate::linear::panel::{GROUPS, Panel};
-
-/// Most tokens of a tile.
-const TILE: usize = super::TILE;
 
 /// Sums of integer products of a block: `256 * high + low` for each token and row.
 #[repr(C, align(64))]
