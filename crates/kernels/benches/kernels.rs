@@ -1,6 +1,6 @@
 //! Products, attention and joins against the limits that this machine shows in the same run.
 //!
-//!     cargo bench -p pomona-kernels [-- linear|attention|join|FORMAT...]
+//!     cargo bench -p pomona-kernels [-- linear|attention|join|FORMAT...] [8-bits]
 //!
 //! Prints medians of several rounds. Shares: of the measured read bandwidth (weights or KV read
 //! once) and of the measured int8 (integer formats) or f32 peak.
@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use pomona_device::{DType, Device, Pool, Probe, View, probe};
 use pomona_kernels::{
-    Attention, CpuOps, Format, KvLayer, LinearPart, Matrix, Ops, Span, StoredRows, WeightSource,
-    Write,
+    ActivationBits, Attention, CpuOps, Format, KvLayer, LinearPart, Matrix, Ops, Span, StoredRows,
+    WeightSource, Write,
 };
 
 const ROUNDS: usize = 15;
@@ -20,7 +20,13 @@ const ROUNDS: usize = 15;
 const ROUND_S: f64 = 0.02;
 
 fn main() {
-    let words: Vec<String> = std::env::args().skip(1).filter(|w| !w.starts_with('-')).collect();
+    let mut words: Vec<String> = std::env::args().skip(1).filter(|w| !w.starts_with('-')).collect();
+    let all = words.len();
+    words.retain(|word| word != "8-bits");
+    let bits = match words.len() < all {
+        true => ActivationBits::Eight,
+        false => ActivationBits::Sixteen,
+    };
     let wanted = |what: &str| words.is_empty() || words.iter().any(|word| word == what);
     let formats: Vec<Format> = Format::ALL
         .into_iter()
@@ -28,7 +34,7 @@ fn main() {
         .collect();
     let threads = Pool::default_threads();
     let limits = probe(&Pool::new(threads));
-    let ops = CpuOps::detect(threads);
+    let ops = CpuOps::detect(threads).with_activation_bits(bits);
     println!(
         "{threads} threads, {}: reads {:.1} GB/s, {:.0} GFLOP/s in f32, {:.0} GOP/s in int8",
         ops.isa().name(),

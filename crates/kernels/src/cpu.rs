@@ -13,8 +13,8 @@ use crate::linear::{self, Part, linear};
 use crate::packing::{self, PackedStore};
 use crate::rows::{Glu, RmsNorm, Rope};
 use crate::{
-    Activation, Attention, Isa, KvLayer, LinearPart, Matrix, OpError, Ops, RopeStyle, WeightSource,
-    Write,
+    Activation, ActivationBits, Attention, Isa, KvLayer, LinearPart, Matrix, OpError, Ops,
+    RopeStyle, WeightSource, Write,
 };
 
 /// Elements from which an operation on rows is worth a join.
@@ -27,6 +27,7 @@ pub struct CpuOps {
     device: Arc<dyn Device>,
     pool: Pool,
     isa: Isa,
+    bits: ActivationBits,
     scratch: Mutex<Scratch>,
     packed: Mutex<PackedStore>,
 }
@@ -46,7 +47,12 @@ impl CpuOps {
         let device: Arc<dyn Device> = memory.clone();
         let isa = isa.min(Isa::detect());
         let (scratch, packed) = (Mutex::default(), Mutex::default());
-        CpuOps { memory, device, pool, isa, scratch, packed }
+        CpuOps { memory, device, pool, isa, bits: ActivationBits::default(), scratch, packed }
+    }
+
+    /// The same, with activations of so many bits where weights are quantised.
+    pub fn with_activation_bits(self, bits: ActivationBits) -> CpuOps {
+        CpuOps { bits, ..self }
     }
 
     /// The same, with matrices that come from or go to `store`.
@@ -246,7 +252,7 @@ impl Ops for CpuOps {
                 .collect::<Result<Vec<_>, DeviceError>>()?;
             (access.read::<f32>(x)?, parts)
         };
-        let how = (write, &mut scratch.linear);
+        let how = (write, self.bits, &mut scratch.linear);
         linear(&self.pool, self.isa, x, cols, &mut parts, how);
         Ok(())
     }

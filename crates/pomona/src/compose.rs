@@ -278,7 +278,8 @@ impl Prepared {
     pub fn load_weights(&self) -> Result<Weights> {
         let mut entry = self.packed_weights()?;
         let store = std::mem::take(&mut entry.store);
-        let ops = Arc::new(CpuOps::detect(threads(&self.args)).with_packed(store));
+        let ops = CpuOps::detect(threads(&self.args)).with_packed(store);
+        let ops = Arc::new(ops.with_activation_bits(self.args.activation_bits));
         let begun = Instant::now();
         let mut progress: Option<Progress> = None;
         let mut before = 0;

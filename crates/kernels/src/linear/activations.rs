@@ -1,4 +1,5 @@
-//! Activations as integers: 16 bits each, in two 8-bit terms, with a scale for every 128 columns.
+//! Activations as integers, in blocks of 32 columns with a scale: 16 bits each, in two 8-bit terms,
+//! or 8 bits each.
 
 use std::ops::Range;
 
@@ -11,14 +12,33 @@ use crate::{Isa, linear};
 
 /// Tokens below which quantising is not worth a join.
 const JOIN_TOKENS: usize = 8;
-/// Spans whose largest number is smaller count as zero: their scale would not be a normal number.
+/// Blocks whose largest number is smaller count as zero: their scale would not be a normal number.
 const SMALLEST: f32 = 1e-30;
-/// Blocks that share a scale.
-pub(super) const SPAN: usize = 4;
 /// Most tokens that lie side by side: as many as a tile register has rows.
 pub(super) const TILE: usize = 16;
 
-/// 32 activations: `256 * high + low`.
+/// How exact activations are where they meet quantised weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ActivationBits {
+    /// Half the instructions of a product, and the errors that engines with 8 bits make.
+    Eight,
+    /// Two terms: results are those of exact activations to about 1e-4.
+    #[default]
+    Sixteen,
+}
+
+impl ActivationBits {
+    /// The largest integer.
+    fn largest(self) -> f32 {
+        match self {
+            ActivationBits::Eight => 127.0,
+            // High terms span +-127.
+            ActivationBits::Sixteen => 127.0 * 256.0,
+        }
+    }
+}
+
+/// 32 activations: `256 * high + low`; high terms are zero where there are 8 bits.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Terms {
@@ -26,12 +46,13 @@ pub(super) struct Terms {
     pub(super) low: [i8; BLOCK],
 }
 
-/// Sums of a block's integers: of each half, and of all. Exact, since they are below 2^24.
+/// A block's scale, and the sums of its numbers as they were rounded: of each half, and of all.
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
-pub(super) struct Sums {
-    pub(super) halves: [f32; 2],
+pub(super) struct Scaled {
+    pub(super) scale: f32,
     pub(super) all: f32,
+    pub(super) halves: [f32; 2],
 }
 
 /// Quantised activations of a batch; memory is kept from call to call. Up to sixteen tokens lie
@@ -41,9 +62,7 @@ pub(crate) struct Activations {
     places: Places,
     /// `[tiles, blocks, width]`.
     terms: Vec<Terms>,
-    sums: Vec<Sums>,
-    /// `[tiles, spans, width]`.
-    scales: Vec<f32>,
+    scaled: Vec<Scaled>,
 }
 
 /// Where a token's items lie.
@@ -52,6 +71,7 @@ struct Places {
     blocks: usize,
     /// Tokens side by side.
     width: usize,
+    bits: ActivationBits,
 }
 
 impl Places {
@@ -59,38 +79,41 @@ impl Places {
     fn block(self, token: usize, block: usize) -> usize {
         (token / self.width * self.blocks + block) * self.width + token % self.width
     }
-
-    #[inline(always)]
-    fn span(self, token: usize, span: usize) -> usize {
-        let spans = self.blocks.div_ceil(SPAN);
-        (token / self.width * spans + span) * self.width + token % self.width
-    }
 }
 
 impl Activations {
     /// Bytes that a block of one token takes.
-    pub(super) const BLOCK_BYTES: usize = size_of::<Terms>() + size_of::<Sums>();
+    pub(super) const BLOCK_BYTES: usize = size_of::<Terms>() + size_of::<Scaled>();
 
     /// Quantises `x: [tokens, cols]`, `cols` a whole number of blocks.
-    pub(super) fn quantise(&mut self, pool: &Pool, isa: Isa, x: &[f32], cols: usize) {
+    pub(super) fn quantise(
+        &mut self,
+        pool: &Pool,
+        isa: Isa,
+        (x, cols): (&[f32], usize),
+        bits: ActivationBits,
+    ) {
         let (tokens, blocks) = (x.len() / cols, cols / BLOCK);
-        let places = Places { blocks, width: tokens.min(TILE) };
+        let places = Places { blocks, width: tokens.min(TILE), bits };
         self.places = places;
         let lanes = tokens.next_multiple_of(places.width);
         self.terms.resize(lanes * blocks, Terms { high: [0; BLOCK], low: [0; BLOCK] });
-        self.sums.resize(lanes * blocks, Sums::default());
-        self.scales.resize(lanes * blocks.div_ceil(SPAN), 0.0);
-        let (terms, sums) = (self.terms.as_mut_ptr(), self.sums.as_mut_ptr());
-        let (terms, sums) = (linear::Shared(terms), linear::Shared(sums));
-        let scales = linear::Shared(self.scales.as_mut_ptr());
+        self.scaled.resize(lanes * blocks, Scaled::default());
+        let (terms, scaled) = (self.terms.as_mut_ptr(), self.scaled.as_mut_ptr());
+        let (terms, scaled) = (linear::Shared(terms), linear::Shared(scaled));
         let run = |tokens: Range<usize>| {
-            isa.run(Quantise { x, cols, tokens, places, terms, sums, scales });
+            isa.run(Quantise { x, cols, tokens, places, terms, scaled });
         };
         if tokens < JOIN_TOKENS {
             run(0..tokens);
         } else {
             pool.run(&|worker| run(split(tokens, 1, pool.threads(), worker)));
         }
+    }
+
+    /// Whether there are high terms other than zero.
+    pub(super) fn two_terms(&self) -> bool {
+        self.places.bits == ActivationBits::Sixteen
     }
 
     /// Tokens side by side.
@@ -103,9 +126,9 @@ impl Activations {
     pub(super) fn token(&self, token: usize) -> Token<'_> {
         Token {
             terms: &self.terms[self.places.block(token, 0)..],
-            sums: &self.sums[self.places.block(token, 0)..],
-            scales: &self.scales[self.places.span(token, 0)..],
+            scaled: &self.scaled[self.places.block(token, 0)..],
             width: self.places.width,
+            two_terms: self.two_terms(),
         }
     }
 }
@@ -115,10 +138,10 @@ impl Activations {
 pub(super) struct Token<'a> {
     /// Block `b` at `b * width`.
     pub(super) terms: &'a [Terms],
-    pub(super) sums: &'a [Sums],
-    /// Span `s` at `s * width`.
-    pub(super) scales: &'a [f32],
+    pub(super) scaled: &'a [Scaled],
     pub(super) width: usize,
+    /// Whether there are high terms other than zero.
+    pub(super) two_terms: bool,
 }
 
 /// Quantises whole tokens.
@@ -128,48 +151,42 @@ struct Quantise<'a> {
     tokens: Range<usize>,
     places: Places,
     terms: linear::Shared<Terms>,
-    sums: linear::Shared<Sums>,
-    scales: linear::Shared<f32>,
+    scaled: linear::Shared<Scaled>,
 }
 
 impl Kernel for Quantise<'_> {
     #[inline(always)]
     fn run<T: Tier>(self, _: T) {
+        let largest = self.places.bits.largest();
         for token in self.tokens.clone() {
             let row = &self.x[token * self.cols..][..self.cols];
-            for (span, x) in row.chunks(SPAN * BLOCK).enumerate() {
-                let (scale, inverse) = scale_of(x);
+            for (b, x) in row.as_chunks::<BLOCK>().0.iter().enumerate() {
+                let at = self.places.block(token, b);
                 // SAFETY: each worker has its own tokens, and these are places within the vectors,
                 // which have been sized for all of them.
-                unsafe { *self.scales.at(self.places.span(token, span)) = scale };
-                for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
-                    let at = self.places.block(token, span * SPAN + b);
-                    // SAFETY: as above.
-                    unsafe { *self.sums.at(at) = quantise(x, inverse, &mut *self.terms.at(at)) };
-                }
+                unsafe { *self.scaled.at(at) = quantise(x, largest, &mut *self.terms.at(at)) };
             }
         }
     }
 }
 
-/// The scale of a span, and what numbers are multiplied by. A number that is not finite makes the
+/// The scale of a block, and what numbers are multiplied by. A number that is not finite makes the
 /// scale NaN, and with it every product.
 #[inline(always)]
-fn scale_of(x: &[f32]) -> (f32, f32) {
-    /// High terms span +-127.
-    const LARGEST: f32 = 127.0 * 256.0;
+fn scale_of(x: &[f32; BLOCK], integer: f32) -> (f32, f32) {
     // Without the sign, numbers are ordered as their bits are; NaN comes last.
     let largest = x.iter().fold(0, |most, v| u32::max(most, v.abs().to_bits()));
     let largest = f32::from_bits(largest);
     if (SMALLEST..=f32::MAX).contains(&largest) {
-        (largest / LARGEST, LARGEST / largest)
+        (largest / integer, integer / largest)
     } else {
         (if largest < SMALLEST { 0.0 } else { f32::NAN }, 0.0)
     }
 }
 
 #[inline(always)]
-fn quantise(x: &[f32; BLOCK], inverse: f32, terms: &mut Terms) -> Sums {
+fn quantise(x: &[f32; BLOCK], largest: f32, terms: &mut Terms) -> Scaled {
+    let (scale, inverse) = scale_of(x, largest);
     let mut q = [0i32; BLOCK];
     if inverse > 0.0 {
         for (q, v) in q.iter_mut().zip(x) {
@@ -180,7 +197,9 @@ fn quantise(x: &[f32; BLOCK], inverse: f32, terms: &mut Terms) -> Sums {
         let high = (q[i] + 128) >> 8;
         (terms.high[i], terms.low[i]) = (high as i8, (q[i] - (high << 8)) as i8);
     }
+    // Sums are exact: they are below 2^24.
     let (low, high) = q.split_at(BLOCK / 2);
     let [low, high] = [low, high].map(|half| half.iter().sum::<i32>());
-    Sums { halves: [low as f32, high as f32], all: (low + high) as f32 }
+    let scaled = |sum: i32| scale * sum as f32;
+    Scaled { scale, all: scaled(low + high), halves: [scaled(low), scaled(high)] }
 }

@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::activations::{SPAN, Sums, TILE, Terms, Token};
+use super::activations::{Scaled, TILE, Terms, Token};
 use super::amx::integers::{TileProducts, TileSums};
 use super::packed::{BLOCK, GROUP, STEPS, integer_bytes, nibble_step};
 use super::panel::{GROUPS, Panel, Row};
@@ -124,11 +124,13 @@ impl Many<'_> {
                     continue;
                 }
                 let side = self.activations.width() - token % self.activations.width();
+                let two = self.activations.two_terms();
                 token += match side.min(self.tokens.end - token) {
-                    TOKENS.. => self.tile::<S, G, TOKENS>(group, token),
-                    4.. => self.tile::<S, G, 4>(group, token),
-                    2.. => self.tile::<S, G, 2>(group, token),
-                    _ => self.tile::<S, G, 1>(group, token),
+                    TOKENS.. if two => self.tile::<S, G, TOKENS, true>(group, token),
+                    TOKENS.. => self.tile::<S, G, TOKENS, false>(group, token),
+                    4.. => self.tile::<S, G, 4, true>(group, token),
+                    2.. => self.tile::<S, G, 2, true>(group, token),
+                    _ => self.tile::<S, G, 1, true>(group, token),
                 };
             }
         }
@@ -164,12 +166,16 @@ impl Many<'_> {
 
     /// Products of the panel's first `G` groups with `T` tokens side by side; returns `T`. An
     /// activation is spread over a register once for all groups: with one from memory in each
-    /// product, loads would take longer than products.
+    /// product, loads would take longer than products. With `TWO` terms, which is never wrong.
     ///
     /// # Safety
     /// As for [`Many::groups`].
-    #[inline(always)]
-    unsafe fn tile<S: Scales, const G: usize, const T: usize>(
+    // A function of its own: within `groups`, there would not be registers for everything.
+    #[inline(never)]
+    #[target_feature(
+        enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni"
+    )]
+    unsafe fn tile<S: Scales, const G: usize, const T: usize, const TWO: bool>(
         &self,
         group: usize,
         token: usize,
@@ -182,39 +188,29 @@ impl Many<'_> {
         unsafe {
             let zero = _mm512_setzero_ps();
             let mut sums = [[zero; G]; T];
-            for first in (0..blocks).step_by(SPAN) {
-                let mut span = [[zero; G]; T];
-                for b in first..blocks.min(first + SPAN) {
-                    for place in 0..G {
-                        // The next groups, on their way to the cache while these are in use.
-                        let next = ahead.wrapping_add(place * self.slab.group_bytes() + b * size);
-                        for line in (0..size).step_by(64) {
-                            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line).cast());
-                        }
-                    }
-                    let terms = input.terms.as_ptr().add(b * width);
-                    let of_token = input.sums.as_ptr().add(b * width);
-                    for part in 0..S::PARTS {
-                        let steps = part * STEPS / S::PARTS..(part + 1) * STEPS / S::PARTS;
-                        let integers = panel_integers::<G, T>(panel, b, terms, steps);
-                        for t in 0..T {
-                            let sum = _mm512_set1_ps(sum_of::<S>(of_token.add(t), part));
-                            for g in 0..G {
-                                let at = panel.at(g, b) * S::PARTS + part;
-                                let d = row(panel.d.as_ptr().add(at));
-                                let m = row(panel.m.as_ptr().add(at));
-                                let value = _mm512_cvtepi32_ps(integers[t][g]);
-                                span[t][g] = _mm512_fmadd_ps(value, d, span[t][g]);
-                                span[t][g] = _mm512_fmadd_ps(m, sum, span[t][g]);
-                            }
-                        }
+            for b in 0..blocks {
+                for place in 0..G {
+                    // The next groups, on their way to the cache while these are in use.
+                    let next = ahead.wrapping_add(place * self.slab.group_bytes() + b * size);
+                    for line in (0..size).step_by(64) {
+                        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line).cast());
                     }
                 }
-                let scales = input.scales.as_ptr().add(first / SPAN * width);
-                for t in 0..T {
-                    let scale = _mm512_set1_ps(*scales.add(t));
-                    for g in 0..G {
-                        sums[t][g] = _mm512_fmadd_ps(span[t][g], scale, sums[t][g]);
+                let terms = input.terms.as_ptr().add(b * width);
+                let scaled = input.scaled.as_ptr().add(b * width);
+                for part in 0..S::PARTS {
+                    let steps = part * STEPS / S::PARTS..(part + 1) * STEPS / S::PARTS;
+                    let integers = panel_integers::<G, T, TWO>(panel, b, terms, steps);
+                    for t in 0..T {
+                        let (scale, sum) = scale_and_sum::<S>(scaled.add(t), part);
+                        for g in 0..G {
+                            let at = panel.at(g, b) * S::PARTS + part;
+                            let d = row(panel.d.as_ptr().add(at));
+                            let m = row(panel.m.as_ptr().add(at));
+                            let value = _mm512_mul_ps(_mm512_cvtepi32_ps(integers[t][g]), scale);
+                            sums[t][g] = _mm512_fmadd_ps(value, d, sums[t][g]);
+                            sums[t][g] = _mm512_fmadd_ps(m, sum, sums[t][g]);
+                        }
                     }
                 }
             }
@@ -249,13 +245,14 @@ impl Many<'_> {
         // SAFETY: the caller has the features; blocks are the panel's, tokens lie side by side.
         unsafe {
             let zero = _mm512_setzero_ps();
-            let (mut sums, mut span) = ([[zero; TILE]; G], [[zero; TILE]; G]);
+            let mut sums = [[zero; TILE]; G];
             let mut integers = TileSums::new();
             for b in 0..blocks {
                 for part in 0..S::PARTS {
                     let terms = input.terms.as_ptr().add(b * width);
-                    tiles.multiply(panel, (b, part), terms, &mut integers);
-                    let of_token = input.sums.as_ptr().add(b * width);
+                    let two = self.activations.two_terms();
+                    tiles.multiply(panel, (b, part), (terms, two), &mut integers);
+                    let scaled = input.scaled.as_ptr().add(b * width);
                     for g in 0..G {
                         let at = panel.at(g, b) * S::PARTS + part;
                         let d = row(panel.d.as_ptr().add(at));
@@ -264,20 +261,10 @@ impl Many<'_> {
                             let high = _mm512_load_si512(integers.high[g][t].as_ptr().cast());
                             let low = _mm512_load_si512(integers.low[g][t].as_ptr().cast());
                             let value = _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
-                            let value = _mm512_cvtepi32_ps(value);
-                            let sum = _mm512_set1_ps(sum_of::<S>(of_token.add(t), part));
-                            span[g][t] = _mm512_fmadd_ps(value, d, span[g][t]);
-                            span[g][t] = _mm512_fmadd_ps(m, sum, span[g][t]);
-                        }
-                    }
-                }
-                if (b + 1) % SPAN == 0 || b + 1 == blocks {
-                    let scales = input.scales.as_ptr().add(b / SPAN * width);
-                    for t in 0..count {
-                        let scale = _mm512_set1_ps(*scales.add(t));
-                        for g in 0..G {
-                            sums[g][t] = _mm512_fmadd_ps(span[g][t], scale, sums[g][t]);
-                            span[g][t] = zero;
+                            let (scale, sum) = scale_and_sum::<S>(scaled.add(t), part);
+                            let value = _mm512_mul_ps(_mm512_cvtepi32_ps(value), scale);
+                            sums[g][t] = _mm512_fmadd_ps(value, d, sums[g][t]);
+                            sums[g][t] = _mm512_fmadd_ps(m, sum, sums[g][t]);
                         }
                     }
                 }
@@ -300,7 +287,7 @@ impl Many<'_> {
 /// The machine has this tier; the panel has block `b` of the groups, `terms` points to as many
 /// blocks of tokens side by side.
 #[inline(always)]
-unsafe fn panel_integers<const G: usize, const T: usize>(
+unsafe fn panel_integers<const G: usize, const T: usize, const TWO: bool>(
     panel: &Panel,
     b: usize,
     terms: *const Terms,
@@ -310,7 +297,10 @@ unsafe fn panel_integers<const G: usize, const T: usize>(
     unsafe {
         let mut sums = [[_mm512_setzero_si512(); G]; T];
         for low in [false, true] {
-            if low {
+            if !low && !TWO {
+                continue;
+            }
+            if low && TWO {
                 for sums in sums.as_flattened_mut() {
                     *sums = _mm512_slli_epi32(*sums, 8);
                 }
@@ -342,12 +332,17 @@ unsafe fn four(terms: *const Terms, low: bool, step: usize) -> i32 {
     unsafe { terms.cast::<i32>().add(usize::from(low) * STEPS + step).read() }
 }
 
+/// A block's scale and the sum of a part's numbers.
+///
 /// # Safety
-/// There are a block's sums.
+/// The machine has this tier, and the block is there.
 #[inline(always)]
-unsafe fn sum_of<S: Scales>(sums: *const Sums, part: usize) -> f32 {
+unsafe fn scale_and_sum<S: Scales>(at: *const Scaled, part: usize) -> (__m512, __m512) {
     // SAFETY: by contract.
-    unsafe { if S::PARTS == 1 { (*sums).all } else { (*sums).halves[part] } }
+    unsafe {
+        let sum = if S::PARTS == 1 { (*at).all } else { (*at).halves[part] };
+        (_mm512_set1_ps((*at).scale), _mm512_set1_ps(sum))
+    }
 }
 
 /// # Safety
@@ -389,37 +384,30 @@ impl Few<'_> {
         let slab = self.slab;
         let (bytes, blocks) = (slab.group(group), slab.cols / BLOCK);
         let size = integer_bytes(slab.format);
-        let Token { terms, sums: of_tokens, scales: of_spans, .. } = self.activations.token(0);
+        let Token { terms, scaled, two_terms, .. } = self.activations.token(0);
         // SAFETY: the caller has the features; blocks are within the group and the activations,
         // where `T` tokens lie side by side.
         unsafe {
             let scales = bytes.as_ptr().add(blocks * size);
             let mut sums = [_mm512_setzero_ps(); T];
-            for first in (0..blocks).step_by(SPAN) {
-                let mut span = [_mm512_setzero_ps(); T];
-                for b in first..blocks.min(first + SPAN) {
-                    let at = bytes.as_ptr().add(b * size);
-                    // Beyond the group's end lies the next one, or nothing that harms.
-                    for line in (0..size).step_by(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line).cast());
-                    }
-                    let (w, scales) = (I::steps(at), S::of(scales, b));
-                    let terms = terms.as_ptr().add(b * T);
-                    for part in 0..S::PARTS {
-                        let steps = part * STEPS / S::PARTS..(part + 1) * STEPS / S::PARTS;
-                        let integers = integers::<T>(&w, terms, steps);
-                        let [d, m] = scales[part];
-                        for t in 0..T {
-                            let sum = sum_of::<S>(of_tokens.as_ptr().add(b * T + t), part);
-                            let value = _mm512_cvtepi32_ps(integers[t]);
-                            span[t] = _mm512_fmadd_ps(value, d, span[t]);
-                            span[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), span[t]);
-                        }
-                    }
+            for b in 0..blocks {
+                let at = bytes.as_ptr().add(b * size);
+                // Beyond the group's end lies the next one, or nothing that harms.
+                for line in (0..size).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line).cast());
                 }
-                for t in 0..T {
-                    let scale = _mm512_set1_ps(*of_spans.as_ptr().add(first / SPAN * T + t));
-                    sums[t] = _mm512_fmadd_ps(span[t], scale, sums[t]);
+                let (w, scales) = (I::steps(at), S::of(scales, b));
+                let (terms, scaled) = (terms.as_ptr().add(b * T), scaled.as_ptr().add(b * T));
+                for part in 0..S::PARTS {
+                    let steps = part * STEPS / S::PARTS..(part + 1) * STEPS / S::PARTS;
+                    let integers = integers::<T>(&w, (terms, two_terms), steps);
+                    let [d, m] = scales[part];
+                    for t in 0..T {
+                        let (scale, sum) = scale_and_sum::<S>(scaled.add(t), part);
+                        let value = _mm512_mul_ps(_mm512_cvtepi32_ps(integers[t]), scale);
+                        sums[t] = _mm512_fmadd_ps(value, d, sums[t]);
+                        sums[t] = _mm512_fmadd_ps(m, sum, sums[t]);
+                    }
                 }
             }
             for (t, sums) in sums.into_iter().enumerate() {
@@ -439,21 +427,28 @@ impl Few<'_> {
 #[inline(always)]
 unsafe fn integers<const T: usize>(
     w: &[__m512i; STEPS],
-    terms: *const Terms,
+    (terms, two_terms): (*const Terms, bool),
     steps: Range<usize>,
 ) -> [__m512i; T] {
     // SAFETY: by contract.
     unsafe {
-        let mut sums = [[_mm512_setzero_si512(); 2]; T];
-        for step in steps {
-            for (t, sums) in sums.iter_mut().enumerate() {
-                for (low, sum) in sums.iter_mut().enumerate() {
-                    let x = _mm512_set1_epi32(four(terms.add(t), low == 1, step));
+        let term = |low: bool| {
+            let mut sums = [_mm512_setzero_si512(); T];
+            for step in steps.clone() {
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    let x = _mm512_set1_epi32(four(terms.add(t), low, step));
                     *sum = _mm512_dpbusd_epi32(*sum, w[step], x);
                 }
             }
+            sums
+        };
+        let mut sums = term(true);
+        if two_terms {
+            for (sum, high) in sums.iter_mut().zip(term(false)) {
+                *sum = _mm512_add_epi32(_mm512_slli_epi32(high, 8), *sum);
+            }
         }
-        sums.map(|[high, low]| _mm512_add_epi32(_mm512_slli_epi32(high, 8), low))
+        sums
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) mod tests;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+pub use activations::ActivationBits;
 use activations::Activations;
 use packed::GROUP;
 use panel::Panel;
@@ -30,7 +31,7 @@ use pomona_device::Pool;
 use crate::{Format, Isa, Write};
 
 /// Bytes of activations that stay in a core's cache while all groups of rows pass over them.
-const CACHED: usize = 256 << 10;
+const CACHED: usize = 512 << 10;
 /// Tokens up to which the bytes of weights, not the products, take the time.
 const FEW_TOKENS: usize = 8;
 
@@ -144,15 +145,15 @@ pub(crate) fn linear(
     x: &[f32],
     cols: usize,
     parts: &mut [Part<'_>],
-    how: (Write, &mut Workspace),
+    (write, bits, workspace): (Write, ActivationBits, &mut Workspace),
 ) {
-    let (write, Workspace { activations, tiles, bf16_tiles, panels }) = how;
+    let Workspace { activations, tiles, bf16_tiles, panels } = workspace;
     let tokens = x.len() / cols;
     if tokens == 0 {
         return;
     }
     if parts.iter().any(|p| !p.format.is_dense()) {
-        activations.quantise(pool, isa, x, cols);
+        activations.quantise(pool, isa, (x, cols), bits);
     }
     if parts.iter().any(|p| p.format.is_dense() && !on_tiles(isa, p.format)) {
         tiles.fill(pool, x, cols);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::activations::{SPAN, Terms, Token};
+use super::activations::{Terms, Token};
 use super::packed::{BLOCK, GROUP, STEPS};
 use super::panel::Panel;
 use super::{Activations, Slab};
@@ -35,31 +35,24 @@ impl Kernel for Quantised<'_> {
 
 /// Sixteen rows with one token.
 ///
-/// Sums of integers are exact. Those of a block's parts are scaled by the weights' numbers and
-/// added up over the blocks that share an activation scale; that sum is scaled and added to the
-/// result. Each is one fused multiply-add.
+/// Sums of integers are exact. Those of a block's parts are scaled by the activations' number and
+/// added to the result by the weights' numbers, with a fused multiply-add each.
 #[inline(always)]
 fn products(panel: &Panel, token: Token<'_>) -> [f32; GROUP] {
     let mut sums = [0.0f32; GROUP];
-    for first in (0..panel.blocks).step_by(SPAN) {
-        let mut span = [0.0f32; GROUP];
-        for b in first..panel.blocks.min(first + SPAN) {
-            let (terms, sums) = (&token.terms[b * token.width], &token.sums[b * token.width]);
-            for part in 0..panel.parts {
-                let steps = part * STEPS / panel.parts..(part + 1) * STEPS / panel.parts;
-                let integers = integers(panel, b, terms, steps);
-                let sum = if panel.parts == 1 { sums.all } else { sums.halves[part] };
-                let at = b * panel.parts + part;
-                let (d, m) = (&panel.d[at].0, &panel.m[at].0);
-                for lane in 0..GROUP {
-                    span[lane] = (integers[lane] as f32).mul_add(d[lane], span[lane]);
-                    span[lane] = m[lane].mul_add(sum, span[lane]);
-                }
+    for b in 0..panel.blocks {
+        let (terms, scaled) = (&token.terms[b * token.width], &token.scaled[b * token.width]);
+        for part in 0..panel.parts {
+            let steps = part * STEPS / panel.parts..(part + 1) * STEPS / panel.parts;
+            let integers = integers(panel, b, terms, steps);
+            let sum = if panel.parts == 1 { scaled.all } else { scaled.halves[part] };
+            let at = b * panel.parts + part;
+            let (d, m) = (&panel.d[at].0, &panel.m[at].0);
+            for lane in 0..GROUP {
+                let value = integers[lane] as f32 * scaled.scale;
+                sums[lane] = value.mul_add(d[lane], sums[lane]);
+                sums[lane] = m[lane].mul_add(sum, sums[lane]);
             }
-        }
-        let scale = token.scales[first / SPAN * token.width];
-        for lane in 0..GROUP {
-            sums[lane] = span[lane].mul_add(scale, sums[lane]);
         }
     }
     sums

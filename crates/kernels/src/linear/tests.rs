@@ -2,7 +2,7 @@
 
 use pomona_device::Pool;
 
-use super::{Part, Workspace, linear, packed};
+use super::{ActivationBits, Part, Workspace, linear, packed};
 use crate::formats::dequantize_row;
 use crate::{Format, Isa, Write};
 
@@ -84,8 +84,10 @@ fn same_bits(isa: Isa, format: Format) -> bool {
     isa != Isa::Amx || format != Format::BF16
 }
 
+const BITS: [ActivationBits; 2] = [ActivationBits::Eight, ActivationBits::Sixteen];
+
 fn run(
-    isa: Isa,
+    (isa, bits): (Isa, ActivationBits),
     threads: usize,
     format: Format,
     weight: &[u8],
@@ -96,7 +98,7 @@ fn run(
     let weight = &pack_rows(format, weight, cols);
     let mut out = vec![0.0; x.len() / cols * rows];
     let mut parts = [Part { format, weight, rows, bias: None, out: &mut out }];
-    let how = (Write::Set, &mut Workspace::default());
+    let how = (Write::Set, bits, &mut Workspace::default());
     linear(&Pool::new(threads), isa, x, cols, &mut parts, how);
     out
 }
@@ -114,34 +116,47 @@ fn every_tier_and_format_is_close_to_exact_arithmetic_and_equal_to_the_reference
             let cols = if format.block_len() == 1 { cols + 7 } else { cols };
             let weight = random_weights(format, rows, cols, &mut dice);
             let x: Vec<f32> = (0..tokens * cols).map(|_| dice.real()).collect();
-            let reference = run(Isa::Reference, 1, format, &weight, &x, cols);
-            let mut row = vec![0.0; cols];
-            for r in 0..rows {
-                let row_bytes = weight.len() / rows;
-                dequantize_row(format, &weight[r * row_bytes..][..row_bytes], &mut row);
-                for t in 0..tokens {
-                    let products = row.iter().zip(&x[t * cols..]);
-                    let products = products.map(|(a, b)| f64::from(*a) * f64::from(*b));
-                    let (sum, size) = products.fold((0.0, 0.0), |(s, n), p| (s + p, n + p.abs()));
-                    let error = (f64::from(reference[t * rows + r]) - sum).abs();
-                    let bound = if format.block_len() == 1 { 2e-6 } else { 1e-4 } * size;
-                    assert!(error <= bound, "{format:?} {rows}x{cols}: {error} of {size}");
-                }
+            for bits in BITS {
+                every_tier_is_right(format, bits, (&weight, &x), (rows, cols));
             }
-            for isa in tiers() {
-                for threads in [1, 3] {
-                    let found = run(isa, threads, format, &weight, &x, cols);
-                    if same_bits(isa, format) {
-                        assert_eq!(found, reference, "{format:?} {isa:?}, {threads} threads");
-                        continue;
-                    }
-                    let rounded: Vec<f32> =
-                        x.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect();
-                    let expected = run(Isa::Reference, 1, format, &weight, &rounded, cols);
-                    for (found, expected) in found.iter().zip(expected) {
-                        assert!((found - expected).abs() < 1e-4, "{isa:?}: {found} {expected}");
-                    }
-                }
+        }
+    }
+}
+
+fn every_tier_is_right(
+    format: Format,
+    bits: ActivationBits,
+    (weight, x): (&[u8], &[f32]),
+    (rows, cols): (usize, usize),
+) {
+    let reference = run((Isa::Reference, bits), 1, format, weight, x, cols);
+    let mut row = vec![0.0; cols];
+    let bound = match (format.block_len(), bits) {
+        (1, _) => 2e-6,
+        (_, ActivationBits::Eight) => 5e-3,
+        (_, ActivationBits::Sixteen) => 1e-4,
+    };
+    for r in 0..rows {
+        let row_bytes = weight.len() / rows;
+        dequantize_row(format, &weight[r * row_bytes..][..row_bytes], &mut row);
+        for (t, x) in x.chunks_exact(cols).enumerate() {
+            let products = row.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b));
+            let (sum, size) = products.fold((0.0, 0.0), |(s, n), p| (s + p, n + p.abs()));
+            let error = (f64::from(reference[t * rows + r]) - sum).abs();
+            assert!(error <= bound * size, "{format:?} {bits:?} {rows}x{cols}: {error} of {size}");
+        }
+    }
+    for isa in tiers() {
+        for threads in [1, 3] {
+            let found = run((isa, bits), threads, format, weight, x, cols);
+            if same_bits(isa, format) {
+                assert_eq!(found, reference, "{format:?} {bits:?} {isa:?}, {threads} threads");
+                continue;
+            }
+            let rounded: Vec<f32> = x.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect();
+            let expected = run((Isa::Reference, bits), 1, format, weight, &rounded, cols);
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-4, "{isa:?}: {found} {expected}");
             }
         }
     }
@@ -154,11 +169,11 @@ fn a_token_does_not_depend_on_its_neighbours() {
         let (rows, cols, tokens) = (40, 512, 21);
         let weight = random_weights(format, rows, cols, &mut dice);
         let x: Vec<f32> = (0..tokens * cols).map(|_| dice.real()).collect();
-        for isa in tiers() {
-            let together = run(isa, 2, format, &weight, &x, cols);
+        for how in tiers().into_iter().flat_map(|isa| BITS.map(|bits| (isa, bits))) {
+            let together = run(how, 2, format, &weight, &x, cols);
             for t in 0..tokens {
-                let alone = run(isa, 1, format, &weight, &x[t * cols..][..cols], cols);
-                assert_eq!(alone, together[t * rows..][..rows], "{format:?} {isa:?} token {t}");
+                let alone = run(how, 1, format, &weight, &x[t * cols..][..cols], cols);
+                assert_eq!(alone, together[t * rows..][..rows], "{format:?} {how:?} token {t}");
             }
         }
     }
@@ -173,15 +188,15 @@ fn numbers_that_are_not_finite_reach_the_result_on_every_tier() {
         for strange in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = vec![1.0; 2 * cols];
             (x[40], x[80]) = (strange, f32::MIN_POSITIVE / 4.0);
-            for isa in tiers() {
-                let out = run(isa, 2, format, &weight, &x, cols);
+            for (isa, bits) in tiers().into_iter().flat_map(|isa| BITS.map(|bits| (isa, bits))) {
+                let out = run((isa, bits), 2, format, &weight, &x, cols);
                 assert!(out[..2].iter().all(|v| !v.is_finite()), "{format:?} {isa:?} {out:?}");
                 assert!(out[2..].iter().all(|v| v.is_finite()), "the other token is untouched");
             }
         }
         let all_ones = vec![0xff; 2 * format.row_bytes(cols).unwrap()];
         for isa in tiers() {
-            let out = run(isa, 2, format, &all_ones, &[1.0; 256], cols);
+            let out = run((isa, ActivationBits::Sixteen), 2, format, &all_ones, &[1.0; 256], cols);
             assert!(out.iter().all(|v| v.is_nan()), "{format:?} {isa:?} {out:?}");
         }
     }
@@ -200,8 +215,9 @@ fn several_parts_share_a_join_and_bias_and_addition_apply_once() {
     let (packed_a, packed_b) =
         (pack_rows(Format::Q8_0, &a, cols), pack_rows(Format::F32, &b, cols));
     for isa in tiers() {
+        let how = (isa, ActivationBits::Sixteen);
         let (alone_a, alone_b) =
-            (run(isa, 1, Format::Q8_0, &a, &x, cols), run(isa, 1, Format::F32, &b, &x, cols));
+            (run(how, 1, Format::Q8_0, &a, &x, cols), run(how, 1, Format::F32, &b, &x, cols));
         let (mut out_a, mut out_b) = (vec![1.0; 40], vec![2.0; 60]);
         let mut parts = [
             Part { format: Format::Q8_0, weight: &packed_a, rows: 20, bias: None, out: &mut out_a },
@@ -213,7 +229,7 @@ fn several_parts_share_a_join_and_bias_and_addition_apply_once() {
                 out: &mut out_b,
             },
         ];
-        let how = (Write::Add, &mut Workspace::default());
+        let how = (Write::Add, ActivationBits::Sixteen, &mut Workspace::default());
         linear(&Pool::new(3), isa, &x, cols, &mut parts, how);
         assert!(out_a.iter().zip(&alone_a).all(|(o, v)| *o == 1.0 + v));
         let expected = alone_b.iter().enumerate().map(|(i, v)| 2.0 + (v + bias[i % 30]));

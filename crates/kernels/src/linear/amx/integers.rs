@@ -7,7 +7,8 @@ use crate::linear::activations::Terms;
 use crate::linear::packed::{BLOCK, GROUP, STEPS};
 use crate::linear::panel::{GROUPS, Panel};
 
-/// Sums of integer products of a block: `256 * high + low` for each token and row.
+/// Sums of integer products of a block: `256 * high + low` for each token and row. High ones stay
+/// zero where activations have one term.
 #[repr(C, align(64))]
 pub(in crate::linear) struct TileSums {
     pub(in crate::linear) high: [[[i32; GROUP]; TILE]; GROUPS],
@@ -46,7 +47,7 @@ impl TileProducts {
         &self,
         panel: &Panel,
         (b, part): (usize, usize),
-        terms: *const Terms,
+        (terms, two_terms): (*const Terms, bool),
         sums: &mut TileSums,
     ) {
         // SAFETY: by contract; what is stored has room for a register.
@@ -54,21 +55,23 @@ impl TileProducts {
             let high = terms.cast::<i8>().add(part * BLOCK / self.parts);
             let step =
                 |g: usize| panel.w.as_ptr().add(panel.at(g, b) * STEPS + part * STEPS / self.parts);
-            load!(4, high, size_of::<Terms>());
             load!(5, high.add(BLOCK), size_of::<Terms>());
             load!(6, step(0), 64usize);
             load!(7, step(1), 64usize);
-            zero!(0);
-            zero!(1);
+            if two_terms {
+                load!(4, high, size_of::<Terms>());
+                zero!(0);
+                zero!(1);
+                multiply!("tdpbsud", 0, 4, 6);
+                multiply!("tdpbsud", 1, 4, 7);
+                store!(0, sums.high[0].as_mut_ptr(), 64usize);
+                store!(1, sums.high[1].as_mut_ptr(), 64usize);
+            }
             zero!(2);
             zero!(3);
             // Activations are signed, weights are not.
-            multiply!("tdpbsud", 0, 4, 6);
-            multiply!("tdpbsud", 1, 4, 7);
             multiply!("tdpbsud", 2, 5, 6);
             multiply!("tdpbsud", 3, 5, 7);
-            store!(0, sums.high[0].as_mut_ptr(), 64usize);
-            store!(1, sums.high[1].as_mut_ptr(), 64usize);
             store!(2, sums.low[0].as_mut_ptr(), 64usize);
             store!(3, sums.low[1].as_mut_ptr(), 64usize);
         }
