@@ -32,7 +32,18 @@ const RESERVED: &[(&str, &[&str])] =
 /// Everything that the pure crates may use besides each other.
 const PURE: &[(&str, &[&str])] = &[
     ("types", &["serde", "thiserror"]),
-    ("text", &["minijinja", "minijinja-contrib", "serde", "serde_json", "thiserror", "tokenizers"]),
+    (
+        "text",
+        &[
+            "minijinja",
+            "minijinja-contrib",
+            "self_cell",
+            "serde",
+            "serde_json",
+            "thiserror",
+            "tokenizers",
+        ],
+    ),
     ("scheduler", &["serde", "thiserror"]),
     ("policy", &["serde", "thiserror"]),
     ("simulator", &["serde", "serde_json", "thiserror"]),
