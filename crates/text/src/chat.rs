@@ -17,22 +17,24 @@ mod values;
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use minijinja::machinery::ast::Stmt;
 use minijinja::machinery::{CodeGenerator, Instructions, eval, make_string_output, parse};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
+use self_cell::self_cell;
 use serde_json::{Map, Value};
 
 use self::budget::Exhausted;
 use self::functions::Refusal;
 use crate::TextError;
 
-/// A chat template that compiles. Share it by `Arc`; rendering takes `&self`.
+/// A chat template, compiled. Cheap to clone; rendering takes `&self`.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
-    source: String,
-    syntax: SyntaxConfig,
+    compiled: Arc<Compiled>,
+    environment: Environment<'static>,
     bos: Option<String>,
     eos: Option<String>,
 }
@@ -70,7 +72,23 @@ pub struct LocalTime {
 }
 
 /// The instructions of a template and of its blocks.
-type Program<'source> = (Instructions<'source>, BTreeMap<&'source str, Instructions<'source>>);
+#[derive(Debug)]
+struct Program<'source> {
+    main: Instructions<'source>,
+    blocks: BTreeMap<&'source str, Instructions<'source>>,
+}
+
+self_cell!(
+    /// A template's source with its program, which borrows names and texts from it: compiling
+    /// takes far longer than rendering, and is done once.
+    struct Compiled {
+        owner: String,
+        #[covariant]
+        dependent: Program,
+    }
+
+    impl {Debug}
+);
 
 impl ChatTemplate {
     /// Compiles a Jinja template; `bos` and `eos` are the texts of those tokens, which templates
@@ -82,14 +100,15 @@ impl ChatTemplate {
             .lstrip_blocks(true)
             .build()
             .map_err(|error| TextError::Template(chain(&error)))?;
-        let template = Self {
-            source: without_generation_tags(source),
-            syntax,
+        let source = without_generation_tags(source);
+        let compiled =
+            compiling(|| Compiled::try_new(source, |source| Program::compile(source, syntax)))?;
+        Ok(Self {
+            compiled: Arc::new(compiled),
+            environment: functions::environment(),
             bos: bos.map(str::to_owned),
             eos: eos.map(str::to_owned),
-        };
-        compiling(|| template.compile())?;
-        Ok(template)
+        })
     }
 
     /// The template in a `tokenizer_config.json`: its `chat_template`, or of several the one that
@@ -112,23 +131,12 @@ impl ChatTemplate {
         rendered.map_err(TextError::Render)?.map_err(|error| self::error(&error))
     }
 
-    fn compile(&self) -> Result<Program<'_>, Error> {
-        limits::check_source(&self.source, &self.syntax)?;
-        let tree: Stmt<'_> = parse(&self.source, "chat template", self.syntax.clone())?;
-        limits::check_constants(&tree)?;
-        let mut generator = CodeGenerator::new("chat template", &self.source);
-        generator.compile_stmt(&tree);
-        let (main, blocks) = generator.finish();
-        let blocks = blocks.iter().map(|(name, code)| (*name, guard::guarded(code))).collect();
-        Ok((guard::guarded(&main), blocks))
-    }
-
     fn run(&self, input: &ChatInput) -> Result<String, Error> {
-        let env: Environment<'_> = functions::environment();
-        let (main, blocks) = self.compile()?;
+        let Program { main, blocks } = self.compiled.borrow_dependent();
         let mut out = String::new();
         let mut output = make_string_output(&mut out);
-        eval(&env, &main, self.context(input), &blocks, &mut output, AutoEscape::None)?;
+        let context = self.context(input);
+        eval(&self.environment, main, context, blocks, &mut output, AutoEscape::None)?;
         drop(output);
         Ok(out)
     }
@@ -154,6 +162,19 @@ impl ChatTemplate {
     }
 }
 
+impl<'source> Program<'source> {
+    fn compile(source: &'source str, syntax: SyntaxConfig) -> Result<Self, Error> {
+        limits::check_source(source, &syntax)?;
+        let tree: Stmt<'_> = parse(source, "chat template", syntax)?;
+        limits::check_constants(&tree)?;
+        let mut generator = CodeGenerator::new("chat template", source);
+        generator.compile_stmt(&tree);
+        let (main, blocks) = generator.finish();
+        let blocks = blocks.iter().map(|(name, code)| (*name, guard::guarded(code))).collect();
+        Ok(Self { main: guard::guarded(&main), blocks })
+    }
+}
+
 /// What compiling leads to, in the terms of this crate.
 fn compiling<T>(compile: impl FnOnce() -> Result<T, Error>) -> Result<T, TextError> {
     let compiled = shielded(compile).map_err(TextError::Template)?;
@@ -161,8 +182,8 @@ fn compiling<T>(compile: impl FnOnce() -> Result<T, Error>) -> Result<T, TextErr
 }
 
 /// Runs the engine, which can panic where we cannot look ahead: minijinja 3.0.5 does on `[][::-1]`
-/// when it renders, and has assertions where it compiles. What panicked is not used again: each
-/// run compiles anew.
+/// when it renders, and has assertions where it compiles. What was
+/// compiled is used again all the same: a run only reads it.
 fn shielded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     let panicked = |_| "the engine met a case it does not handle".to_owned();
     catch_unwind(AssertUnwindSafe(run)).map_err(panicked)
