@@ -14,6 +14,7 @@ mod pieces;
 mod pre_tokenizer;
 mod sentencepiece;
 mod source;
+mod words;
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};

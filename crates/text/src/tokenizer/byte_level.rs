@@ -14,6 +14,17 @@ pub(crate) fn byte_of(letter: char) -> Option<u8> {
     }
 }
 
+/// The character that `byte` is written as.
+pub(crate) fn letter_of(byte: u8) -> char {
+    let shifted = |first: u32, at: u8| char::from_u32(first + u32::from(at)).unwrap_or_default();
+    match byte {
+        0x00..=0x20 => shifted(0x100, byte),
+        0x7f..=0xa0 => shifted(0x121, byte - 0x7f),
+        0xad => '\u{143}',
+        _ => char::from(byte),
+    }
+}
+
 /// The bytes that a token of a byte-level vocabulary stands for. A token with a character that is
 /// not of the alphabet stands for its own UTF-8.
 pub(crate) fn bytes_of(token: &str) -> Vec<u8> {
@@ -26,13 +37,14 @@ pub(crate) fn bytes_of(token: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::byte_of;
+    use super::{byte_of, letter_of};
 
     #[test]
     fn each_byte_has_exactly_one_character() {
         let mut seen: Vec<u8> = (0..0x400).filter_map(char::from_u32).filter_map(byte_of).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..=255).collect::<Vec<u8>>());
+        assert!(seen.iter().all(|byte| byte_of(letter_of(*byte)) == Some(*byte)));
         assert_eq!(byte_of('Ġ'), Some(b' '));
         assert_eq!(byte_of('Ċ'), Some(b'\n'));
     }
