@@ -128,8 +128,8 @@ pub(crate) async fn create(
     if let Some(stream) = options.stream {
         let head = Head::new("chatcmpl", "chat.completion.chunk", number, name);
         let begun = vec![false; options.n as usize];
-        let chunks = ChatChunks { head, tokenizer, stream, logprobs: logprobs.is_some(), begun };
-        return Ok(sse::respond(generation, chunks, shared.config.keepalive));
+        let chunks = ChatChunks { tokenizer, stream, logprobs: logprobs.is_some(), begun };
+        return Ok(sse::respond(generation, chunks, &head, shared.config.keepalive));
     }
     let head = Head::new("chatcmpl", "chat.completion", number, name);
     collect(generation, head, &tokenizer, logprobs.is_some(), options.n as usize).await
@@ -196,7 +196,6 @@ async fn collect(
 
 /// Writes chunks.
 struct ChatChunks {
-    head: Head,
     tokenizer: Arc<Tokenizer>,
     stream: StreamOptions,
     logprobs: bool,
@@ -224,7 +223,7 @@ struct MessageDelta {
 impl ChatChunks {
     fn write(&self, choice: ChunkChoice, counts: Counts, out: &mut Frames) {
         let usage = self.stream.usage(counts);
-        out.json(&Chunk { head: &self.head, choices: &[choice], usage });
+        out.chunk(&Chunk { choices: &[choice], usage });
     }
 
     fn delta(&mut self, index: usize, delta: Delta, counts: Counts, out: &mut Frames) {
@@ -261,7 +260,7 @@ impl Chunks for ChatChunks {
     fn finish(&mut self, counts: Counts, out: &mut Frames) {
         if self.stream.include_usage {
             let usage = Some(Some(counts.into()));
-            out.json(&Chunk::<ChunkChoice> { head: &self.head, choices: &[], usage });
+            out.chunk(&Chunk::<ChunkChoice> { choices: &[], usage });
         }
     }
 }

@@ -102,11 +102,11 @@ impl TextRequest {
 
 fn prompts(fields: &mut Fields<'_>) -> Result<Vec<Prompt>, ApiError> {
     const NAME: &str = "prompt";
-    let must = format!(
+    let must = format_args!(
         "a string, an array of token ids, or an array of at most {PROMPTS_MAX} strings or arrays \
          of token ids, and not empty"
     );
-    let raw = fields.raw(NAME).ok_or_else(|| fields.wrong(NAME, &must))?;
+    let raw = fields.raw(NAME).ok_or_else(|| fields.wrong(NAME, must))?;
     let tokens = |text: &str| {
         let list = serde_json::from_str::<List<TokenId, PROMPT_TOKENS_MAX>>(text).ok();
         list.filter(|List(ids)| !ids.is_empty()).map(|List(ids)| Prompt::Tokens(ids))
@@ -206,8 +206,8 @@ pub(crate) async fn create(
     let generation = Generation::start(&shared, model, job)?;
     let head = Head::new("cmpl", "text_completion", generation.number(), name);
     if let Some(stream) = options.stream {
-        let chunks = TextChunks { head, columns, stream };
-        return Ok(sse::respond(generation, chunks, shared.config.keepalive));
+        let chunks = TextChunks { columns, stream };
+        return Ok(sse::respond(generation, chunks, &head, shared.config.keepalive));
     }
     collect(generation, head, columns).await
 }
@@ -331,7 +331,6 @@ impl TextChoice {
 
 /// Writes chunks.
 struct TextChunks {
-    head: Head,
     columns: Columns,
     stream: StreamOptions,
 }
@@ -339,7 +338,7 @@ struct TextChunks {
 impl TextChunks {
     fn write(&self, choice: TextChoice, counts: Counts, out: &mut Frames) {
         let usage = self.stream.usage(counts);
-        out.json(&Chunk { head: &self.head, choices: &[choice], usage });
+        out.chunk(&Chunk { choices: &[choice], usage });
     }
 
     fn echo(
@@ -378,7 +377,7 @@ impl Chunks for TextChunks {
     fn finish(&mut self, counts: Counts, out: &mut Frames) {
         if self.stream.include_usage {
             let usage = Some(Some(counts.into()));
-            out.json(&Chunk::<TextChoice> { head: &self.head, choices: &[], usage });
+            out.chunk(&Chunk::<TextChoice> { choices: &[], usage });
         }
     }
 }

@@ -122,8 +122,8 @@ impl<'a> Fields<'a> {
         name: &'static str,
         range: RangeInclusive<i64>,
     ) -> Result<Option<i64>, ApiError> {
-        let must = format!("a whole number from {} to {}", range.start(), range.end());
-        let value = self.typed::<i64>(name, &must)?;
+        let must = format_args!("a whole number from {} to {}", range.start(), range.end());
+        let value = self.typed::<i64>(name, must)?;
         match value {
             Some(value) if !range.contains(&value) => {
                 Err(self.wrong(name, format_args!("{must}, but is {value}")))
@@ -148,8 +148,8 @@ impl<'a> Fields<'a> {
         name: &'static str,
         range: RangeInclusive<f32>,
     ) -> Result<Option<f32>, ApiError> {
-        let must = format!("a number from {} to {}", range.start(), range.end());
-        let value = self.typed::<f64>(name, &must)?;
+        let must = format_args!("a number from {} to {}", range.start(), range.end());
+        let value = self.typed::<f64>(name, must)?;
         match value {
             Some(value) if !range.contains(&(value as f32)) => {
                 Err(self.wrong(name, format_args!("{must}, but is {value}")))

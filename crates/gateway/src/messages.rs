@@ -50,8 +50,8 @@ impl Conversation {
             ("documents", &["[]"]),
             ("tools", &["[]"]),
         ])?;
-        let must = format!("an array of 1 to {MESSAGES_MAX} messages");
-        let list = fields.typed::<List<&RawValue, MESSAGES_MAX>>("messages", &must)?;
+        let must = format_args!("an array of 1 to {MESSAGES_MAX} messages");
+        let list = fields.typed::<List<&RawValue, MESSAGES_MAX>>("messages", must)?;
         let Some(List(raw)) = list.filter(|List(raw)| !raw.is_empty()) else {
             return Err(fields.wrong("messages", must));
         };
@@ -169,7 +169,7 @@ fn content(fields: &mut Fields<'_>, role: &str) -> Result<String, ApiError> {
 
 fn template_kwargs(fields: &mut Fields<'_>) -> Result<Map<String, Value>, ApiError> {
     const NAME: &str = "chat_template_kwargs";
-    let must = format!("an object of at most {KWARGS_BYTES_MAX} bytes");
+    let must = format_args!("an object of at most {KWARGS_BYTES_MAX} bytes");
     let Some(raw) = fields.raw(NAME) else { return Ok(Map::new()) };
     if raw.get().len() > KWARGS_BYTES_MAX {
         return Err(fields.wrong(NAME, must));

@@ -202,8 +202,8 @@ fn seed(fields: &mut Fields<'_>) -> Result<Option<u64>, ApiError> {
 
 fn stop_token_ids(fields: &mut Fields<'_>, vocab: u32) -> Result<Vec<TokenId>, ApiError> {
     const NAME: &str = "stop_token_ids";
-    let must = format!("an array of at most {STOP_TOKENS_MAX} token ids below {vocab}");
-    let Some(List(ids)) = fields.typed::<List<TokenId, STOP_TOKENS_MAX>>(NAME, &must)? else {
+    let must = format_args!("an array of at most {STOP_TOKENS_MAX} token ids below {vocab}");
+    let Some(List(ids)) = fields.typed::<List<TokenId, STOP_TOKENS_MAX>>(NAME, must)? else {
         return Ok(Vec::new());
     };
     match ids.iter().find(|id| **id >= vocab) {
@@ -220,11 +220,11 @@ fn max_tokens(fields: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
 }
 
 fn stop(fields: &mut Fields<'_>) -> Result<Vec<String>, ApiError> {
-    let must = format!(
+    let must = format_args!(
         "a string or an array of at most {STOP_STRINGS_MAX} strings, each of 1 to \
          {STOP_BYTES_MAX} bytes"
     );
-    let texts = fields.typed::<Strings<STOP_STRINGS_MAX>>("stop", &must)?;
+    let texts = fields.typed::<Strings<STOP_STRINGS_MAX>>("stop", must)?;
     let texts = texts.map_or(Vec::new(), |Strings(texts)| texts);
     match texts.iter().all(|text| (1..=STOP_BYTES_MAX).contains(&text.len())) {
         true => Ok(texts),

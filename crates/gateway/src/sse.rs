@@ -3,6 +3,7 @@
 //! with it the generation.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -10,12 +11,16 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::error::ApiError;
 use crate::generation::{Counts, Event, Generation};
+use crate::wire::{Chunk, Head};
 
 /// Bytes after which a piece of the body goes out even if more events are ready.
 const PIECE_BYTES: usize = 16 << 10;
+/// Room for the events that a piece usually has.
+const PIECE_ROOM_BYTES: usize = 512;
 
 /// Turns events into chunks of one API.
 pub(crate) trait Chunks: Send + 'static {
@@ -26,16 +31,27 @@ pub(crate) trait Chunks: Send + 'static {
 }
 
 /// Events under construction.
-#[derive(Default)]
 pub(crate) struct Frames {
+    /// What every chunk begins with, up to and without the end of its object.
+    head: Vec<u8>,
     bytes: Vec<u8>,
 }
 
 impl Frames {
-    /// Adds one event with a JSON value.
-    pub(crate) fn json(&mut self, value: &impl Serialize) {
-        self.bytes.extend_from_slice(b"data: ");
-        serde_json::to_writer(&mut self.bytes, value).expect("chunks have string keys only");
+    fn new(head: &Head) -> Frames {
+        let mut begin = b"data: ".to_vec();
+        write_json(&mut begin, head);
+        begin.pop();
+        Frames { head: begin, bytes: Vec::new() }
+    }
+
+    /// Adds one event: the head's fields, then the chunk's.
+    pub(crate) fn chunk(&mut self, chunk: &Chunk<'_, impl Serialize>) {
+        self.bytes.extend_from_slice(&self.head);
+        let at = self.bytes.len();
+        write_json(&mut self.bytes, chunk);
+        // Both are objects with fields: the second one goes on where the first one has not ended.
+        self.bytes[at] = b',';
         self.bytes.extend_from_slice(b"\n\n");
     }
 
@@ -45,19 +61,36 @@ impl Frames {
     }
 }
 
+fn write_json(out: &mut Vec<u8>, value: &impl Serialize) {
+    serde_json::to_writer(out, value).expect("chunks have string keys only");
+}
+
 struct State<C> {
     generation: Option<Generation>,
     chunks: C,
+    frames: Frames,
     keepalive: Duration,
+    /// Runs out when nothing has been said for as long, or earlier: it is put off when it does,
+    /// and not with each event.
+    silence: Pin<Box<Sleep>>,
+    last: Instant,
 }
 
 /// The response that streams a generation.
 pub(crate) fn respond<C: Chunks>(
     generation: Generation,
     chunks: C,
+    head: &Head,
     keepalive: Duration,
 ) -> Response {
-    let state = State { generation: Some(generation), chunks, keepalive };
+    let state = State {
+        generation: Some(generation),
+        chunks,
+        frames: Frames::new(head),
+        keepalive,
+        silence: Box::pin(sleep(keepalive)),
+        last: Instant::now(),
+    };
     let stream = futures::stream::unfold(state, |mut state| async {
         let piece = state.piece().await?;
         Some((Ok::<Bytes, Infallible>(piece), state))
@@ -74,25 +107,35 @@ pub(crate) fn respond<C: Chunks>(
 impl<C: Chunks> State<C> {
     /// The next piece of the body: everything that is ready, at least one event.
     async fn piece(&mut self) -> Option<Bytes> {
-        let mut frames = Frames::default();
-        while frames.bytes.is_empty() {
+        self.frames.bytes = Vec::with_capacity(PIECE_ROOM_BYTES);
+        while self.frames.bytes.is_empty() {
             let generation = self.generation.as_mut()?;
-            match tokio::time::timeout(self.keepalive, generation.next()).await {
-                Err(_) => frames.text(": still at work"),
-                Ok(event) => self.take(event, &mut frames),
+            tokio::select! {
+                biased;
+                event = generation.next() => self.take(event),
+                () = self.silence.as_mut() => {
+                    let now = Instant::now();
+                    if now >= self.last + self.keepalive {
+                        self.frames.text(": still at work");
+                        self.last = now;
+                    }
+                    self.silence.as_mut().reset(self.last + self.keepalive);
+                }
             }
-            while frames.bytes.len() < PIECE_BYTES
+            while self.frames.bytes.len() < PIECE_BYTES
                 && let Some(event) = self.generation.as_mut().and_then(Generation::ready)
             {
-                self.take(Some(event), &mut frames);
+                self.take(Some(event));
             }
         }
-        Some(Bytes::from(frames.bytes))
+        self.last = Instant::now();
+        Some(Bytes::from(std::mem::take(&mut self.frames.bytes)))
     }
 
-    fn take(&mut self, event: Option<Result<Event, ApiError>>, frames: &mut Frames) {
+    fn take(&mut self, event: Option<Result<Event, ApiError>>) {
         let Some(generation) = &self.generation else { return };
         let counts = generation.counts();
+        let frames = &mut self.frames;
         match event {
             Some(Ok(event)) => {
                 self.chunks.event(event, counts, frames);

@@ -80,12 +80,10 @@ pub(crate) struct Answer<C: Serialize, X: Serialize> {
     pub(crate) extra: X,
 }
 
-/// A piece of a streamed answer. `usage` is absent unless the client asked for it, then `null` in
-/// all chunks but the last.
+/// A piece of a streamed answer, after its head. `usage` is absent unless the client asked for it,
+/// then `null` in all chunks but the last.
 #[derive(Serialize)]
 pub(crate) struct Chunk<'a, C: Serialize> {
-    #[serde(flatten)]
-    pub(crate) head: &'a Head,
     pub(crate) choices: &'a [C],
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) usage: Option<Option<Usage>>,
