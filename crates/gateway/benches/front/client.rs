@@ -1,0 +1,164 @@
+//! A client that costs little: requests are bytes made beforehand, answers are read by hand.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+
+use crate::{Clock, model};
+
+/// Enough for the answers here.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+pub enum Load {
+    Chat,
+    Completion,
+    ChatStream,
+    CompletionStream,
+}
+
+impl Load {
+    pub const ALL: [Load; 4] =
+        [Load::Chat, Load::Completion, Load::ChatStream, Load::CompletionStream];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Load::Chat => "chat, whole",
+            Load::Completion => "completion, whole",
+            Load::ChatStream => "chat, streamed",
+            Load::CompletionStream => "completion, streamed",
+        }
+    }
+
+    pub fn streamed(self) -> bool {
+        matches!(self, Load::ChatStream | Load::CompletionStream)
+    }
+
+    fn request(self) -> Vec<u8> {
+        match self {
+            Load::Chat | Load::ChatStream => chat(self.streamed(), 0),
+            Load::Completion | Load::CompletionStream => {
+                let prompt = "Once upon a time there was a gardener whose apples fell upwards, and";
+                let body =
+                    json!({ "model": model::NAME, "prompt": prompt, "stream": self.streamed() });
+                post("/v1/completions", &body)
+            }
+        }
+    }
+
+    /// Whether an answer is whole.
+    fn is_over(self, answer: &[u8]) -> bool {
+        if self.streamed() {
+            return answer.ends_with(b"\r\n0\r\n\r\n");
+        }
+        let text = std::str::from_utf8(answer).unwrap();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        body.len() == length.unwrap().parse::<usize>().unwrap()
+    }
+}
+
+fn chat(stream: bool, seed: usize) -> Vec<u8> {
+    let body = json!({
+        "model": model::NAME,
+        "messages": model::messages(),
+        "temperature": 0.7,
+        "max_tokens": 1000,
+        "seed": seed,
+        "stream": stream,
+    });
+    post("/v1/chat/completions", &body)
+}
+
+fn post(path: &str, body: &Value) -> Vec<u8> {
+    let body = body.to_string();
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n"
+    );
+    (head + &body).into_bytes()
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let socket = TcpStream::connect(address).unwrap();
+    socket.set_nodelay(true).unwrap();
+    socket
+}
+
+/// Keeps a request under way on each connection; how many were answered, in how many seconds.
+/// Connections are read in turn: two calls of the system for each request, and no other.
+pub fn saturate(
+    address: SocketAddr,
+    load: Load,
+    connections: usize,
+    time: Duration,
+) -> (usize, f64) {
+    let request = load.request();
+    let mut sockets: Vec<TcpStream> = (0..connections).map(|_| connect(address)).collect();
+    let mut buffer = vec![0; ANSWER_BYTES_MAX];
+    sockets.iter_mut().for_each(|socket| socket.write_all(&request).unwrap());
+    let begun = Instant::now();
+    let mut answered = 0;
+    let mut go_on = true;
+    while go_on {
+        go_on = begun.elapsed() < time;
+        for socket in &mut sockets {
+            let mut length = 0;
+            while length == 0 || !load.is_over(&buffer[..length]) {
+                let read = socket.read(&mut buffer[length..]).unwrap();
+                assert!(read > 0, "the server hung up");
+                length += read;
+            }
+            assert!(buffer.starts_with(b"HTTP/1.1 200 OK"), "the server refused");
+            answered += 1;
+            if go_on {
+                socket.write_all(&request).unwrap();
+            }
+        }
+    }
+    (answered, begun.elapsed().as_secs_f64())
+}
+
+/// Reads streams to their ends; when each token was read, by stream.
+pub fn read_streams(
+    address: SocketAddr,
+    streams: usize,
+    tokens: usize,
+    clock: Clock,
+) -> Vec<Vec<u64>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime
+        .block_on(async {
+            let read = (0..streams).map(|seed| read_stream(address, seed, tokens, clock));
+            futures::future::join_all(read.map(tokio::spawn)).await.into_iter().map(|r| r.unwrap())
+        })
+        .collect()
+}
+
+async fn read_stream(address: SocketAddr, seed: usize, tokens: usize, clock: Clock) -> Vec<u64> {
+    let mut socket = connect(address);
+    socket.write_all(&chat(true, seed)).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let mut socket = tokio::net::TcpStream::from_std(socket).unwrap();
+    let mut buffer = vec![0; ANSWER_BYTES_MAX];
+    let mut read = Vec::with_capacity(tokens + 4);
+    let mut last = 0;
+    // An event ends in an empty line. The first tells the role, the last two are no tokens.
+    while read.len() < tokens + 3 {
+        let length = socket.read(&mut buffer).await.unwrap();
+        assert!(length > 0, "the server hung up");
+        let now = clock.now();
+        for byte in &buffer[..length] {
+            if (last, *byte) == (b'\n', b'\n') {
+                read.push(now);
+            }
+            last = *byte;
+        }
+    }
+    read[1..=tokens].to_vec()
+}

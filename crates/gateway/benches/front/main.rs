@@ -1,0 +1,198 @@
+//! The front end without a model behind it: what an answer costs, and how much later than the
+//! engine's word a client reads it.
+//!
+//!     cargo bench -p pomona-gateway [-- requests|streams]
+//!
+//! The real gateway serves on loopback, with a byte-level BPE tokenizer and the chat template of
+//! Qwen 3 (both from the golden files of `pomona-text`), its log off. The client runs in this
+//! process and takes its share of the same cores, which is printed beside the server's. Figures are
+//! medians of several rounds with the smallest and the largest; CPU time is what Linux counts for
+//! the threads. Fails where a promise of `docs/promises.md` does not hold.
+#![allow(clippy::unwrap_used)]
+
+mod client;
+mod cpu;
+mod model;
+mod replica;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pomona_gateway::{Config, SamplingDefaults, ServedModel};
+
+use client::Load;
+use replica::{Pace, PacedReplica};
+
+const ROUNDS: usize = 5;
+/// How long a round of requests lasts.
+const ROUND: Duration = Duration::from_secs(1);
+/// Requests under way at once, each on a connection of its own.
+const CONNECTIONS: usize = 64;
+/// Tokens of each answer.
+const ANSWER_TOKENS: usize = 16;
+/// Streams at once, and the tokens that each gets, one per interval.
+const STREAMS: usize = 256;
+const STREAM_TOKENS: usize = 50;
+const INTERVAL: Duration = Duration::from_millis(50);
+/// What the server's threads are called.
+const SERVER: &str = "server";
+
+/// What is promised.
+const REQUESTS_PER_S_MIN: f64 = 10_000.0;
+const ADDED_P99_MS_MAX: f64 = 2.0;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).filter(|w| !w.starts_with('-')).collect();
+    let wanted = |what: &str| words.is_empty() || words.iter().any(|word| word == what);
+    let cores = std::thread::available_parallelism().unwrap().get();
+    println!("{cores} cores, shared by server, client and replica");
+    let mut kept = true;
+    if wanted("requests") {
+        kept &= requests();
+    }
+    if wanted("streams") {
+        kept &= streams();
+    }
+    if kept {
+        return ExitCode::SUCCESS;
+    }
+    println!(
+        "a promise is broken: {REQUESTS_PER_S_MIN} requests/s, {ADDED_P99_MS_MAX} ms added at the \
+         99th percentile of {STREAMS} streams"
+    );
+    ExitCode::FAILURE
+}
+
+/// Requests that are answered at once.
+fn requests() -> bool {
+    let server = Server::start(replica::null(ANSWER_TOKENS));
+    println!(
+        "\n{CONNECTIONS} connections, {} tokens in a chat's prompt, {ANSWER_TOKENS} in an answer",
+        model::chat_tokens()
+    );
+    println!(
+        "answers                     requests/s (min to max)   CPU us/request: server, client"
+    );
+    let mut kept = true;
+    for load in Load::ALL {
+        let mut rounds: Vec<(f64, f64, f64)> = (0..ROUNDS)
+            .map(|_| {
+                let before = (cpu::of_threads(SERVER), cpu::own());
+                let (count, seconds) = client::saturate(server.address, load, CONNECTIONS, ROUND);
+                let us = |seconds: f64| seconds * 1e6 / count as f64;
+                let (server, client) = (cpu::of_threads(SERVER), cpu::own());
+                (count as f64 / seconds, us(server - before.0), us(client - before.1))
+            })
+            .collect();
+        rounds.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (median, server, client) = rounds[ROUNDS / 2];
+        let (min, max) = (rounds[0].0, rounds[ROUNDS - 1].0);
+        println!(
+            "{:<25} {median:>10.0} ({min:.0} to {max:.0}) {server:>12.1} {client:>8.1}",
+            load.name()
+        );
+        kept &= load.streamed() || median >= REQUESTS_PER_S_MIN;
+    }
+    kept
+}
+
+/// Streams that get their tokens at a pace.
+fn streams() -> bool {
+    println!("\n{STREAMS} streams of chats, a token each every {} ms", INTERVAL.as_millis());
+    println!(
+        "tokens come       added ms: p50 (min to max)   p99 (min to max)   CPU us/token: server, \
+         client"
+    );
+    let mut kept = true;
+    for pace in [Pace::Together, Pace::Apart] {
+        let mut rounds: Vec<[f64; 4]> = (0..ROUNDS).map(|_| paced_round(pace)).collect();
+        let mut column = |at: usize| {
+            rounds.sort_by(|a, b| a[at].total_cmp(&b[at]));
+            (rounds[ROUNDS / 2][at], rounds[0][at], rounds[ROUNDS - 1][at])
+        };
+        let [p50, p99, server, client] = [0, 1, 2, 3].map(&mut column);
+        println!(
+            "{:<20} {:>10.3} ({:.3} to {:.3}) {:>8.3} ({:.3} to {:.3}) {:>8.1} {:>8.1}",
+            pace.name(),
+            p50.0,
+            p50.1,
+            p50.2,
+            p99.0,
+            p99.1,
+            p99.2,
+            server.0,
+            client.0
+        );
+        kept &= p99.0 < ADDED_P99_MS_MAX;
+    }
+    kept
+}
+
+/// The median and the 99th percentile of what was added, in ms, and CPU us per token of server and
+/// client.
+fn paced_round(pace: Pace) -> [f64; 4] {
+    let replica = PacedReplica::new(STREAMS, STREAM_TOKENS);
+    let served = Server::start(replica.clone());
+    let reading = {
+        let (address, clock) = (served.address, replica.clock());
+        std::thread::spawn(move || {
+            let read = client::read_streams(address, STREAMS, STREAM_TOKENS, clock);
+            (read, cpu::own())
+        })
+    };
+    replica.await_all();
+    let before = cpu::of_threads(SERVER);
+    let told = replica.run(pace, INTERVAL);
+    let (read, client) = reading.join().unwrap();
+    let server = cpu::of_threads(SERVER) - before;
+    let mut added: Vec<f64> = told
+        .iter()
+        .zip(&read)
+        .flat_map(|(told, read)| told.iter().zip(read).map(|(t, r)| (r - t) as f64 / 1e6))
+        .collect();
+    assert_eq!(added.len(), STREAMS * STREAM_TOKENS);
+    added.sort_by(f64::total_cmp);
+    let us = |seconds: f64| seconds * 1e6 / added.len() as f64;
+    [added[added.len() / 2], added[added.len() * 99 / 100], us(server), us(client)]
+}
+
+/// The gateway on a socket.
+struct Server {
+    address: SocketAddr,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Server {
+    fn start(replica: Arc<dyn pomona_types::Replica>) -> Server {
+        let served = ServedModel {
+            names: vec![model::NAME.to_owned()],
+            replica,
+            tokenizer: model::tokenizer(),
+            template: Some(model::template()),
+            defaults: SamplingDefaults::default(),
+        };
+        let config = Config { access_log: false, ..Config::default() };
+        let gateway = pomona_gateway::router(config, vec![served]);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .thread_name(SERVER)
+            .enable_all()
+            .build()
+            .unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(pomona_gateway::serve(gateway, listener, std::future::pending()));
+        Server { address, _runtime: runtime }
+    }
+}
+
+/// Nanoseconds since the beginning of a round.
+#[derive(Clone, Copy)]
+struct Clock(Instant);
+
+impl Clock {
+    fn now(self) -> u64 {
+        self.0.elapsed().as_nanos() as u64
+    }
+}
