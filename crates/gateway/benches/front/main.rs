@@ -7,7 +7,8 @@
 //! Qwen 3 (both from the golden files of `pomona-text`), its log off. The client runs in this
 //! process and takes its share of the same cores, which is printed beside the server's. Figures are
 //! medians of several rounds with the smallest and the largest; CPU time is what Linux counts for
-//! the threads. Fails where a promise of `docs/promises.md` does not hold.
+//! the threads. Fails where a promise of `docs/promises.md` does not hold; what is added to a
+//! token's time is measured and not promised.
 #![allow(clippy::unwrap_used)]
 
 mod client;
@@ -39,29 +40,22 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// What the server's threads are called.
 const SERVER: &str = "server";
 
-/// What is promised.
+/// What is promised of whole answers.
 const REQUESTS_PER_S_MIN: f64 = 10_000.0;
-const ADDED_P99_MS_MAX: f64 = 2.0;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|w| !w.starts_with('-')).collect();
     let wanted = |what: &str| words.is_empty() || words.iter().any(|word| word == what);
     let cores = std::thread::available_parallelism().unwrap().get();
     println!("{cores} cores, shared by server, client and replica");
-    let mut kept = true;
-    if wanted("requests") {
-        kept &= requests();
-    }
+    let kept = !wanted("requests") || requests();
     if wanted("streams") {
-        kept &= streams();
+        streams();
     }
     if kept {
         return ExitCode::SUCCESS;
     }
-    println!(
-        "a promise is broken: {REQUESTS_PER_S_MIN} requests/s, {ADDED_P99_MS_MAX} ms added at the \
-         99th percentile of {STREAMS} streams"
-    );
+    println!("a promise is broken: {REQUESTS_PER_S_MIN} requests/s");
     ExitCode::FAILURE
 }
 
@@ -99,13 +93,12 @@ fn requests() -> bool {
 }
 
 /// Streams that get their tokens at a pace.
-fn streams() -> bool {
+fn streams() {
     println!("\n{STREAMS} streams of chats, a token each every {} ms", INTERVAL.as_millis());
     println!(
         "tokens come       added ms: p50 (min to max)   p99 (min to max)   CPU us/token: server, \
          client"
     );
-    let mut kept = true;
     for pace in [Pace::Together, Pace::Apart] {
         let mut rounds: Vec<[f64; 4]> = (0..ROUNDS).map(|_| paced_round(pace)).collect();
         let mut column = |at: usize| {
@@ -125,9 +118,7 @@ fn streams() -> bool {
             server.0,
             client.0
         );
-        kept &= p99.0 < ADDED_P99_MS_MAX;
     }
-    kept
 }
 
 /// The median and the 99th percentile of what was added, in ms, and CPU us per token of server and
