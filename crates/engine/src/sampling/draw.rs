@@ -4,10 +4,12 @@ use std::cmp::Ordering;
 
 use pomona_types::{Sampling, TokenId};
 
-use super::exp::exp_nonpositive;
+use super::weights::{NO_WEIGHT, Weights};
 use super::{Candidate, argmax, max_of};
 
-/// Candidates sorted at first when only top-p truncates; grown eightfold until they carry enough.
+/// Logits of which only the largest is looked at to find what top-k cannot keep.
+const STRETCH: usize = 16;
+/// Candidates looked at first for top-p; eight times as many until they carry enough.
 const TOP_P_FIRST: usize = 64;
 
 /// A number in [0, 1) from a seed and a counter: the counter-based generator SplitMix64 (Steele,
@@ -35,17 +37,27 @@ pub(super) fn draw(
     if !best.is_finite() {
         return argmax(logits);
     }
-    let inverse = 1.0 / sampling.temperature;
-    // Below -87 the weight is 0 in f32; min-p may cut far higher.
-    let cut = if sampling.min_p > 0.0 { sampling.min_p.ln() } else { -87.0 };
-    candidates.clear();
-    for (token, logit) in logits.iter().enumerate() {
-        let scaled = (logit - best) * inverse;
-        if scaled >= cut {
-            candidates.push(Candidate { weight: scaled, token: token as TokenId });
-        }
+    let mut weights = Weights {
+        best,
+        // Finite, so that the best keeps its weight.
+        inverse: (1.0 / sampling.temperature).min(f32::MAX),
+        cut: if sampling.min_p > 0.0 { sampling.min_p.ln() } else { NO_WEIGHT },
+    };
+    let (k, top_p) = (sampling.top_k as usize, f64::from(sampling.top_p));
+    if k == 0 && top_p >= 1.0 {
+        return weights.pick(logits, u);
     }
-    let k = sampling.top_k as usize;
+    let mut total = 0.0;
+    if k > 0 {
+        weights.cut = weights.cut.max(weights.scaled(reached_by(k, logits)));
+    } else {
+        total = weights.sum(logits);
+        // What lies below it has, even all together, less than the share 1 - top_p of a total that
+        // is at least 1: top-p keeps none of it.
+        let spare = (1.0 - top_p) / logits.len() as f64;
+        weights.cut = weights.cut.max(spare.ln() as f32 - 1.0);
+    }
+    weights.gather(logits, candidates);
     if k > 0 && k < candidates.len() {
         candidates.select_nth_unstable_by(k - 1, likelier_first);
         candidates.truncate(k);
@@ -53,38 +65,51 @@ pub(super) fn draw(
         candidates.sort_unstable_by_key(|c| c.token);
     }
     for candidate in candidates.iter_mut() {
-        candidate.weight = exp_nonpositive(candidate.weight);
+        candidate.weight = weights.of_scaled(candidate.weight);
     }
-    let mut total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
-    if sampling.top_p < 1.0 {
-        total = keep_top_p(candidates, f64::from(sampling.top_p) * total);
+    if k > 0 {
+        total = candidates.iter().map(|c| f64::from(c.weight)).sum();
     }
-    pick(candidates, u * total)
+    if top_p >= 1.0 {
+        return pick(candidates, u * total);
+    }
+    let (kept, sum) = reaching(candidates, top_p * total);
+    candidates.truncate(kept);
+    let (drawn, _) = reaching(candidates, u * sum);
+    candidates[..drawn].last().map_or(0, |drawn| drawn.token)
 }
 
-/// Keeps the likeliest candidates, in order, until their weights reach `mass`; returns their sum.
-fn keep_top_p(candidates: &mut Vec<Candidate>, mass: f64) -> f64 {
-    let mut sorted = 0;
-    let mut sum = 0.0;
-    let mut batch = TOP_P_FIRST;
-    while sorted < candidates.len() {
-        let rest = &mut candidates[sorted..];
-        let batch_len = batch.min(rest.len());
-        if batch_len < rest.len() {
-            rest.select_nth_unstable_by(batch_len - 1, likelier_first);
-        }
-        rest[..batch_len].sort_unstable_by(likelier_first);
-        for i in 0..batch_len {
-            sum += f64::from(candidates[sorted + i].weight);
-            if sum >= mass {
-                candidates.truncate(sorted + i + 1);
-                return sum;
-            }
-        }
-        sorted += batch_len;
-        batch *= 8;
+/// A logit that at least `k` reach, so that no smaller one is among the `k` largest: the `k`-th of
+/// the largest ones of each stretch.
+fn reached_by(k: usize, logits: &[f32]) -> f32 {
+    let mut largest: Vec<f32> = logits.chunks(STRETCH).map(max_of).collect();
+    if k > largest.len() {
+        return f32::NEG_INFINITY;
     }
-    sum
+    *largest.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+}
+
+/// Brings the likeliest candidates to the front, as few as together weigh `mass`; how many, and
+/// what they weigh. The last of them is at their end. Halves what it looks at instead of sorting
+/// it.
+fn reaching(candidates: &mut [Candidate], mass: f64) -> (usize, f64) {
+    // So many are certainly among them, and so many are certainly enough.
+    let (mut among, mut enough) = (0, candidates.len());
+    let mut sum = 0.0;
+    let mut step = TOP_P_FIRST;
+    while enough - among > 1 {
+        let middle = among + step.min((enough - among) / 2);
+        candidates[among..enough].select_nth_unstable_by(middle - among - 1, likelier_first);
+        let part = candidates[among..middle].iter().map(|c| f64::from(c.weight)).sum::<f64>();
+        if sum + part >= mass {
+            enough = middle;
+        } else {
+            (among, sum) = (middle, sum + part);
+            step *= 8;
+        }
+    }
+    let last = candidates[among..enough].iter().map(|c| f64::from(c.weight)).sum::<f64>();
+    (enough, sum + last)
 }
 
 /// The candidate in whose share of the weights `target` falls.

@@ -7,15 +7,20 @@ pub(crate) fn exp_nonpositive(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
+    // Added to a small number, it leaves the number's nearest integer in the lowest bits: casts
+    // from f32 do not become vector instructions.
+    const ROUNDER: f32 = 12_582_912.0;
     let inside = x >= -87.0;
     let x = if inside { x.min(0.0) } else { 0.0 };
-    let n = (x * LOG2_E - 0.5) as i32;
-    let r = x - n as f32 * LN_2_HIGH - n as f32 * LN_2_LOW;
+    let rounded = x * LOG2_E + ROUNDER;
+    let n = rounded - ROUNDER;
+    let r = x - n * LN_2_HIGH - n * LN_2_LOW;
     let mut p = 1.0 / 5040.0;
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = p * r + c;
     }
-    let scale = f32::from_bits(((n + 127) << 23) as u32);
+    let n = rounded.to_bits().wrapping_sub(ROUNDER.to_bits());
+    let scale = f32::from_bits(n.wrapping_add(127) << 23);
     if inside { p * scale } else { 0.0 }
 }
 

@@ -2,7 +2,7 @@
 
 use pomona_types::{TokenId, TokenLogprobs};
 
-use super::exp::exp_nonpositive;
+use super::weights::{NO_WEIGHT, Weights};
 use super::{Candidate, max_of};
 
 /// The log-probability and rank of `token` and the `top` likeliest tokens, from raw logits.
@@ -13,7 +13,7 @@ pub fn token_logprobs(
     candidates: &mut Vec<Candidate>,
 ) -> TokenLogprobs {
     let best = max_of(logits);
-    let total: f64 = logits.iter().map(|l| f64::from(exp_nonpositive(l - best))).sum();
+    let total = Weights { best, inverse: 1.0, cut: NO_WEIGHT }.sum(logits);
     let log_total = total.ln() as f32;
     let logprob = |logit: f32| finite(logit - best - log_total);
     let own = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);

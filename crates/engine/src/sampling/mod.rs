@@ -8,6 +8,7 @@ mod draw;
 mod exp;
 mod logprobs;
 mod penalties;
+mod weights;
 
 pub use draw::uniform;
 pub use logprobs::token_logprobs;

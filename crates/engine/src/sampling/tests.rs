@@ -71,6 +71,76 @@ fn top_p_beyond_the_first_batch_equals_a_full_sort() {
     assert!(candidates.len().abs_diff(kept.unwrap() + 1) <= 2, "{}", candidates.len());
 }
 
+/// What a full sort keeps and draws: tokens with their weights, the likeliest first.
+fn sorted_and_cut(logits: &[f32], sampling: &Sampling) -> Vec<(TokenId, f64)> {
+    let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |logit: f32| (f64::from(logit - best) / f64::from(sampling.temperature)).exp();
+    let mut all: Vec<(TokenId, f64)> =
+        (0..).zip(logits.iter().map(|logit| weight(*logit))).collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    all.retain(|(_, weight)| *weight >= f64::from(sampling.min_p));
+    if sampling.top_k > 0 {
+        all.truncate(sampling.top_k as usize);
+    }
+    let mass = f64::from(sampling.top_p) * all.iter().map(|(_, weight)| weight).sum::<f64>();
+    let mut sum = 0.0;
+    let enough = all.iter().position(|(_, weight)| {
+        sum += weight;
+        sum >= mass
+    });
+    all.truncate(enough.map_or(all.len(), |last| last + 1));
+    all
+}
+
+#[test]
+fn draws_are_those_of_a_full_sort() {
+    // Steep, flat, and with many that are equal; lengths beside those of the loops.
+    for (len, scale, step) in [(1_000, 12.0, 0.0), (4_099, 2.0, 0.0), (777, 6.0, 0.5)] {
+        let round = |x: f32| if step > 0.0 { (x / step).round() * step } else { x };
+        let logits: Vec<f32> = (0..len).map(|i| round(uniform(len, i) as f32 * scale)).collect();
+        for (top_k, top_p, min_p) in [
+            (0, 1.0, 0.0),
+            (0, 0.9, 0.0),
+            (0, 0.999_999, 0.0),
+            (1, 1.0, 0.0),
+            (40, 1.0, 0.0),
+            (40, 0.8, 0.0),
+            (700, 0.95, 0.0),
+            (0, 1.0, 0.05),
+            (30, 0.9, 0.05),
+        ] {
+            let sampling =
+                Sampling { temperature: 0.8, top_k, top_p, min_p, ..Sampling::default() };
+            let kept = sorted_and_cut(&logits, &sampling);
+            let (tokens, weights): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
+            let total: f64 = weights.iter().sum();
+            let draws = 1_000;
+            let counts = histogram(&logits, &sampling, draws);
+            let drawn = counts.iter().enumerate().filter(|(_, count)| **count > 0);
+            for (token, _) in drawn {
+                assert!(tokens.contains(&(token as u32)), "{token} of {sampling:?}");
+            }
+            for (token, weight) in tokens.iter().zip(&weights).take(3) {
+                let expected = weight / total * draws as f64;
+                let count = counts[*token as usize] as f64;
+                // Five standard deviations, and a little for the rare ones.
+                let bound = 5.0 * expected.sqrt() + 5.0;
+                assert!((count - expected).abs() < bound, "{count} for {expected}: {sampling:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_smallest_temperature_takes_the_likeliest() {
+    let tiny = Sampling { temperature: f32::from_bits(1), ..Sampling::default() };
+    for sampling in
+        [tiny.clone(), Sampling { top_p: 0.5, ..tiny.clone() }, Sampling { top_k: 2, ..tiny }]
+    {
+        assert_eq!(sample(&[1.0, 3.0, 2.0], sampling), 1);
+    }
+}
+
 #[test]
 fn penalties_are_those_of_their_definitions() {
     let sampling = Sampling {

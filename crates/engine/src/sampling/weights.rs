@@ -1,0 +1,99 @@
+//! Logits to weights, over whole vocabularies. The loops have lanes of a fixed number, so that they
+//! become vector instructions and sums are the same on every machine.
+
+use super::Candidate;
+use super::exp::exp_nonpositive;
+
+/// Where weights are 0 in f32.
+pub(super) const NO_WEIGHT: f32 = -87.0;
+
+/// Lanes of sums and searches.
+const LANES: usize = 16;
+/// Logits whose weights are summed apart, so that a draw goes through one such part in turn.
+const PART: usize = 512;
+
+/// The weight of a logit is `exp((logit - best) * inverse)`, or 0 where that exponent is below
+/// `cut`. NaN weighs nothing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weights {
+    /// The largest logit.
+    pub(super) best: f32,
+    /// One by the temperature.
+    pub(super) inverse: f32,
+    pub(super) cut: f32,
+}
+
+impl Weights {
+    /// The exponent of a logit's weight, at most 0.
+    pub(super) fn scaled(&self, logit: f32) -> f32 {
+        (logit - self.best) * self.inverse
+    }
+
+    /// The weight with this exponent.
+    pub(super) fn of_scaled(&self, scaled: f32) -> f32 {
+        let weight = exp_nonpositive(scaled);
+        if scaled >= self.cut { weight } else { 0.0 }
+    }
+
+    fn of(&self, logit: f32) -> f32 {
+        self.of_scaled(self.scaled(logit))
+    }
+
+    /// The weight of all together.
+    pub(super) fn sum(&self, logits: &[f32]) -> f64 {
+        let mut lanes = [0.0f64; LANES];
+        let (chunks, rest) = logits.as_chunks::<LANES>();
+        for chunk in chunks {
+            let weights = chunk.map(|logit| self.of(logit));
+            for (lane, weight) in lanes.iter_mut().zip(weights) {
+                *lane += f64::from(weight);
+            }
+        }
+        let rest: f64 = rest.iter().map(|logit| f64::from(self.of(*logit))).sum();
+        lanes.iter().sum::<f64>() + rest
+    }
+
+    /// The token in whose share of all weights `u` in [0, 1) falls.
+    pub(super) fn pick(&self, logits: &[f32], u: f64) -> u32 {
+        let sums: Vec<f64> = logits.chunks(PART).map(|part| self.sum(part)).collect();
+        let mut target = u * sums.iter().sum::<f64>();
+        // Rounding may leave more of the target than there is: the last one that weighs is it then.
+        let mut found = 0;
+        for (index, sum) in sums.iter().enumerate().filter(|(_, sum)| **sum > 0.0) {
+            found = index;
+            if target < *sum {
+                break;
+            }
+            target -= sum;
+        }
+        let first = found * PART;
+        let mut token = first;
+        for (at, logit) in logits.iter().enumerate().skip(first).take(PART) {
+            let weight = f64::from(self.of(*logit));
+            if weight > 0.0 {
+                token = at;
+                if target < weight {
+                    break;
+                }
+                target -= weight;
+            }
+        }
+        token as u32
+    }
+
+    /// The tokens that weigh anything, in order, with their exponents.
+    pub(super) fn gather(&self, logits: &[f32], candidates: &mut Vec<Candidate>) {
+        candidates.clear();
+        for (chunk, first) in logits.chunks(LANES).zip((0..).step_by(LANES)) {
+            if !chunk.iter().fold(false, |any, logit| any | (self.scaled(*logit) >= self.cut)) {
+                continue;
+            }
+            for (token, logit) in (first..).zip(chunk) {
+                let weight = self.scaled(*logit);
+                if weight >= self.cut {
+                    candidates.push(Candidate { weight, token });
+                }
+            }
+        }
+    }
+}
