@@ -66,6 +66,20 @@ pub fn threads(args: &EngineArgs) -> usize {
     args.threads.map_or_else(Pool::default_threads, usize::from)
 }
 
+/// What to say of the threads where the cgroup grants less than a core for each.
+fn quota_note(threads: Option<u16>, quota: Option<f64>) -> Option<String> {
+    let quota = quota?;
+    match threads {
+        None if quota > Pool::default_threads() as f64 => None,
+        None => Some(format!("the cgroup's CPU quota is {quota:.1} cores: threads are cut to it")),
+        Some(threads) if f64::from(threads) > quota.ceil() => Some(format!(
+            "--threads {threads} is more than the {quota:.1} cores of the cgroup's CPU quota: \
+             threads will wait for others that are out of time, so leave the flag out"
+        )),
+        Some(_) => None,
+    }
+}
+
 /// What the authors of a checkpoint folder recommend in its `generation_config.json`, as vLLM takes
 /// it too. Missing or odd values count as not given: they are advice.
 fn sampling_defaults(path: &Path) -> SamplingDefaults {
@@ -278,6 +292,9 @@ impl Prepared {
     pub fn load_weights(&self) -> Result<Weights> {
         let mut entry = self.packed_weights()?;
         let store = std::mem::take(&mut entry.store);
+        if let Some(note) = quota_note(self.args.threads, pomona_device::cpu_quota()) {
+            say(&note);
+        }
         let ops = CpuOps::detect(threads(&self.args)).with_packed(store);
         let ops = Arc::new(ops.with_activation_bits(self.args.activation_bits));
         let begun = Instant::now();
@@ -377,5 +394,13 @@ mod tests {
         let defaults = sampling_defaults(folder.path());
         assert_eq!((defaults.temperature, defaults.top_k), (Some(0.6), Some(20)));
         assert_eq!(defaults.top_p, None);
+    }
+
+    #[test]
+    fn threads_beyond_the_quota_are_remarked_upon() {
+        assert_eq!(quota_note(None, None), None);
+        assert_eq!(quota_note(Some(2), Some(1.5)), None);
+        assert!(quota_note(None, Some(0.5)).unwrap().contains("0.5 cores"));
+        assert!(quota_note(Some(3), Some(1.5)).unwrap().contains("leave the flag out"));
     }
 }
