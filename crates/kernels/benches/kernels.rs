@@ -12,7 +12,7 @@ use std::time::Instant;
 use pomona_device::{DType, Device, Pool, Probe, View, probe};
 use pomona_kernels::{
     ActivationBits, Attention, CpuOps, Format, KvLayer, LinearPart, Matrix, Ops, Span, StoredRows,
-    WeightSource, Write,
+    WeightSource, Write, int8_tile_ops,
 };
 
 const ROUNDS: usize = 15;
@@ -33,7 +33,10 @@ fn main() {
         .filter(|format| wanted("linear") || wanted(&format!("{format:?}")))
         .collect();
     let threads = Pool::default_threads();
-    let limits = probe(&Pool::new(threads));
+    let pool = Pool::new(threads);
+    let mut limits = probe(&pool);
+    limits.int8_ops_per_s = int8_tile_ops(&pool).unwrap_or(limits.int8_ops_per_s);
+    drop(pool);
     let ops = CpuOps::detect(threads).with_activation_bits(bits);
     println!(
         "{threads} threads, {}: reads {:.1} GB/s, {:.0} GFLOP/s in f32, {:.0} GOP/s in int8",

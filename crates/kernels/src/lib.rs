@@ -22,8 +22,9 @@ pub use cpu::CpuOps;
 pub use format::Format;
 pub use formats::{Int4Group, dequantize_row};
 pub use isa::Isa;
-pub use linear::ActivationBits;
+pub use linear::amx::peak::int8_tile_ops;
 pub use linear::packed::LAYOUT as PACKED_LAYOUT;
+pub use linear::{ActivationBits, LinearPath};
 pub use ops::{
     Activation, Attention, Batch, KvLayer, LinearPart, Matrix, OpError, Ops, RopeStyle, Span, Write,
 };

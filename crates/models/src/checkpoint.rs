@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use pomona_device::{SharedBytes, map_file};
-use pomona_kernels::Ops;
+use pomona_kernels::{Ops, WeightSource};
 use pomona_text::{GgufVocab, TokenizerSource};
 use pomona_types::{ModelSpec, TokenId};
 use serde_json::Value as Json;
@@ -109,6 +109,11 @@ impl Checkpoint {
     /// All tensors, by name.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.infos
+    }
+
+    /// A matrix of a format that operations take; `None` for vectors and everything else.
+    pub fn matrix(&self, name: &str) -> Option<WeightSource> {
+        self.tensors.source(name)
     }
 
     /// Bytes of all tensors.

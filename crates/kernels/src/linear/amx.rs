@@ -25,6 +25,7 @@ use crate::Format;
 #[cfg(all(test, target_os = "linux"))]
 pub(super) mod emulator;
 pub(super) mod integers;
+pub(crate) mod peak;
 
 /// Columns that one instruction multiplies in bf16.
 const COLUMNS: usize = 2 * PAIRS_AT_ONCE;

@@ -200,7 +200,51 @@ pub(crate) fn linear(
 
 /// Whether weights of a dense format meet bf16 activations on tile registers.
 fn on_tiles(isa: Isa, format: Format) -> bool {
-    BF16_ON_TILES && isa == Isa::Amx && format == Format::BF16
+    LinearPath::of(isa, format) == LinearPath::Bf16Tiles
+}
+
+/// Which code multiplies weights.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum LinearPath {
+    /// f32 multiply-adds, compiled for the tier.
+    Dense,
+    /// bf16 products on tile registers.
+    Bf16Tiles,
+    /// 8-bit products on tile registers; for a few tokens those of vectors.
+    Int8Tiles,
+    /// 8-bit dot products of vectors (VNNI).
+    Int8Vectors,
+    /// Plain loops over integers: the tier has no kernel of its own for them.
+    Reference,
+}
+
+impl LinearPath {
+    /// The path that weights of a format take on a tier.
+    pub fn of(isa: Isa, format: Format) -> LinearPath {
+        match (isa, format) {
+            (Isa::Amx, Format::BF16) if BF16_ON_TILES => LinearPath::Bf16Tiles,
+            (_, format) if format.is_dense() => LinearPath::Dense,
+            (Isa::Amx, _) => LinearPath::Int8Tiles,
+            (Isa::Avx512, _) => LinearPath::Int8Vectors,
+            (Isa::Avx2 | Isa::Reference, _) => LinearPath::Reference,
+        }
+    }
+
+    /// What it does, in a few words; of the slow one, why.
+    pub fn words(self) -> &'static str {
+        match self {
+            LinearPath::Dense => "f32 multiply-adds",
+            LinearPath::Bf16Tiles => "bf16 tile registers",
+            LinearPath::Int8Tiles => "int8 tile registers",
+            LinearPath::Int8Vectors => "int8 dot products (VNNI)",
+            LinearPath::Reference => "slow: plain loops, as there is no VNNI",
+        }
+    }
+
+    /// Whether weights and activations meet as integers.
+    pub fn is_integer(self) -> bool {
+        !matches!(self, LinearPath::Dense | LinearPath::Bf16Tiles)
+    }
 }
 
 /// Activations in the forms that kernels take, each filled where it is needed.
@@ -208,12 +252,13 @@ type Forms<'a> = (&'a Activations, &'a dense::Tiles, &'a amx::Tiles);
 
 fn run_slab(isa: Isa, slab: &Slab<'_>, x: Forms<'_>, panel: &mut Panel) {
     let (activations, tiles, bf16_tiles) = x;
-    match (isa, slab.format) {
+    match LinearPath::of(isa, slab.format) {
         // SAFETY: dispatch chose this tier, which Isa::detect() found.
-        (_, format) if on_tiles(isa, format) => unsafe { amx::bf16(slab, bf16_tiles) },
-        (_, format) if format.is_dense() => isa.run(dense::Dense { slab, x: tiles }),
-        (Isa::Avx512 | Isa::Amx, _) => avx512::run(slab, activations, panel, isa == Isa::Amx),
-        _ => isa.run(reference::Quantised { slab, activations, panel }),
+        LinearPath::Bf16Tiles => unsafe { amx::bf16(slab, bf16_tiles) },
+        LinearPath::Dense => isa.run(dense::Dense { slab, x: tiles }),
+        LinearPath::Int8Tiles => avx512::run(slab, activations, panel, true),
+        LinearPath::Int8Vectors => avx512::run(slab, activations, panel, false),
+        LinearPath::Reference => isa.run(reference::Quantised { slab, activations, panel }),
     }
 }
 

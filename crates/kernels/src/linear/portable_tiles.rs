@@ -16,3 +16,12 @@ impl Tiles {
 pub(super) unsafe fn bf16(_: &Slab<'_>, _: &Tiles) {
     unreachable!("the tier is of another kind of machine");
 }
+
+pub(crate) mod peak {
+    use super::Pool;
+
+    /// No machine of this kind has tile registers.
+    pub fn int8_tile_ops(_: &Pool) -> Option<f64> {
+        None
+    }
+}

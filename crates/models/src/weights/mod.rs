@@ -153,6 +153,17 @@ impl Tensors {
         Ok(WeightSource { name: text, format, rows, cols, content })
     }
 
+    /// A matrix by its name in the file, if it is one that a backend takes.
+    pub(crate) fn source(&self, name: &str) -> Option<WeightSource> {
+        let Tensor { format: Ok(format), shape, content, .. } = self.by_name.get(name)? else {
+            return None;
+        };
+        let [rows, cols] = shape[..].try_into().ok()?;
+        let (format, content) = (*format, content.clone());
+        format.row_bytes(cols)?;
+        Some(WeightSource { name: name.to_owned(), format, rows, cols, content })
+    }
+
     /// A vector of `len` numbers in f32, if the tensor is there.
     pub(crate) fn vector(&self, name: Name, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
         let Some((text, tensor)) = self.find(name) else { return Ok(None) };
