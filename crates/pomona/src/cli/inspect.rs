@@ -5,7 +5,7 @@ use std::io::{self, Write, stdout};
 
 use anyhow::Result;
 use clap::Args;
-use pomona_kernels::Isa;
+use pomona_kernels::{Isa, LinearPath};
 use pomona_types::{LayerKind, ModelSpec};
 use serde::Serialize;
 
@@ -13,6 +13,9 @@ use super::args::{EngineArgs, ModelName};
 use crate::compose;
 use crate::memory;
 use crate::models::progress::human_bytes;
+
+/// What becomes of vectors, such as norms and biases.
+const VECTOR: &str = "f32 vector";
 
 /// Flags of `inspect`.
 #[derive(Args, Debug)]
@@ -56,6 +59,7 @@ struct Findings {
 #[derive(Serialize)]
 struct FormatRow {
     format: String,
+    path: &'static str,
     tensors: usize,
     weights: u64,
     bytes: u64,
@@ -93,6 +97,8 @@ struct TensorRow {
     format: String,
     shape: Vec<usize>,
     bytes: u64,
+    /// Which code multiplies it here.
+    path: &'static str,
 }
 
 /// Runs the verb.
@@ -113,6 +119,7 @@ fn look(args: &InspectArgs) -> Result<Findings> {
     let draft = compose::open_draft(&args.engine)?;
     let wishes = compose::wishes(&checkpoint, draft.as_ref(), &args.engine)?;
     let spec = checkpoint.spec();
+    let isa = Isa::detect();
     let tensors: Vec<TensorRow> = checkpoint
         .tensors()
         .iter()
@@ -121,13 +128,20 @@ fn look(args: &InspectArgs) -> Result<Findings> {
             format: tensor.format.clone(),
             shape: tensor.shape.clone(),
             bytes: tensor.bytes,
+            path: match checkpoint.matrix(&tensor.name) {
+                Some(matrix) => LinearPath::of(isa, matrix.format).words(),
+                None if tensor.shape.len() < 2 => VECTOR,
+                None => "not supported",
+            },
         })
         .collect();
     let weights = |t: &TensorRow| t.shape.iter().map(|n| *n as u64).product::<u64>();
-    let mut formats: BTreeMap<&str, FormatRow> = BTreeMap::new();
+    let mut formats: BTreeMap<(&str, &str), FormatRow> = BTreeMap::new();
     for tensor in &tensors {
-        let row = formats.entry(&tensor.format).or_insert_with(|| FormatRow {
+        let kind = (tensor.format.as_str(), tensor.path);
+        let row = formats.entry(kind).or_insert_with(|| FormatRow {
             format: tensor.format.clone(),
+            path: tensor.path,
             tensors: 0,
             weights: 0,
             bytes: 0,
@@ -158,7 +172,7 @@ fn look(args: &InspectArgs) -> Result<Findings> {
         formats,
         memory: memory_row(spec, &wishes),
         machine: MachineRow {
-            kernels: format!("{:?}", Isa::detect()).to_lowercase(),
+            kernels: isa.name().to_owned(),
             threads: compose::threads(&args.engine),
         },
         tensors,
@@ -211,10 +225,11 @@ fn print(out: &mut dyn Write, f: &Findings, every_tensor: bool) -> io::Result<()
     writeln!(out, "context        {} tokens, vocabulary {}", f.context, f.vocab)?;
     let chat = if f.chat_template { "has a template" } else { "no template: a base model" };
     writeln!(out, "chat           {chat}; an answer ends at {:?}", f.end_tokens)?;
-    writeln!(out, "\nformat     tensors      weights       bytes")?;
+    writeln!(out, "\nformat     tensors      weights       bytes  path")?;
     for row in &f.formats {
         let bytes = human_bytes(row.bytes);
-        writeln!(out, "{:<10} {:>7} {:>12} {bytes:>11}", row.format, row.tensors, row.weights)?;
+        let FormatRow { format, tensors, weights, path, .. } = row;
+        writeln!(out, "{format:<10} {tensors:>7} {weights:>12} {bytes:>11}  {path}")?;
     }
     let m = &f.memory;
     writeln!(out, "\nmemory         weights {}", human_bytes(m.weight_bytes))?;
@@ -243,7 +258,8 @@ fn print(out: &mut dyn Write, f: &Findings, every_tensor: bool) -> io::Result<()
     if every_tensor {
         writeln!(out)?;
         for t in &f.tensors {
-            writeln!(out, "{:<10} {:<20} {}", t.format, format!("{:?}", t.shape), t.name)?;
+            let shape = format!("{:?}", t.shape);
+            writeln!(out, "{:<10} {shape:<20} {:<32} {}", t.format, t.path, t.name)?;
         }
     }
     Ok(())
