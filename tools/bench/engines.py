@@ -18,6 +18,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 DECODE_TOKENS = 128
 READY_SECONDS = 900
 MOST_CLIENTS = 32
+# What `pomona bench` ends with where others were at work: here the caller looks for itself.
+BUSY = 75
 
 
 def words(command):
@@ -187,14 +189,14 @@ def names(length, shallow):
 def client(args, words):
     """A run of `pomona bench`, and its record."""
     with tempfile.NamedTemporaryFile(suffix=".json") as record:
-        run([args.pomona, "bench", *words, "--json", record.name])
+        run([args.pomona, "bench", *words, "--json", record.name], allowed=(0, BUSY))
         return json.loads(pathlib.Path(record.name).read_text())
 
 
-def run(command):
+def run(command, allowed=(0,)):
     command = [str(word) for word in command]
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
+    if done.returncode not in allowed:
         raise RuntimeError(f"{' '.join(command)}\n{(done.stdout + done.stderr)[-2000:]}")
     return done
 

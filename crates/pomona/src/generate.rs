@@ -1,5 +1,4 @@
-//! Driving a replica in this process, without HTTP: one request in, its tokens and their times
-//! out. For measurements and for perplexity.
+//! Driving a replica in this process, without HTTP: requests in, their tokens' times out. For measurements and for perplexity.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -48,16 +47,32 @@ impl TokenSink for Sink {
     }
 }
 
-/// Submits a request and waits for its end.
+/// A request that is on its way.
+pub struct Pending {
+    receiver: Receiver<Said>,
+    submitted: Instant,
+}
+
+impl Pending {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When the replica fails under it or falls silent.
+    pub fn wait(self) -> Result<Generated> {
+        collect(&self.receiver, self.submitted)
+    }
+}
+
+/// Submits a request.
 ///
 /// # Errors
-/// When the replica refuses it, fails under it or falls silent.
-pub fn generate(
+/// When the replica refuses it.
+pub fn submit(
     replica: &dyn Replica,
     id: u64,
     prompt: Vec<TokenId>,
     sampling: Sampling,
-) -> Result<Generated> {
+) -> Result<Pending> {
     let (sender, receiver) = channel();
     let request = Request {
         id: RequestId(id),
@@ -69,7 +84,20 @@ pub fn generate(
     };
     let submitted = Instant::now();
     replica.submit(request, Box::new(Sink(sender))).context("the engine refuses")?;
-    collect(&receiver, submitted)
+    Ok(Pending { receiver, submitted })
+}
+
+/// Submits a request and waits for its end.
+///
+/// # Errors
+/// When the replica refuses it, fails under it or falls silent.
+pub fn generate(
+    replica: &dyn Replica,
+    id: u64,
+    prompt: Vec<TokenId>,
+    sampling: Sampling,
+) -> Result<Generated> {
+    submit(replica, id, prompt, sampling)?.wait()
 }
 
 fn collect(receiver: &Receiver<Said>, submitted: Instant) -> Result<Generated> {

@@ -15,6 +15,9 @@ use std::process::ExitCode;
 
 /// What shells report for a program that wrote to a pipe that nobody reads (128 + SIGPIPE).
 const NOBODY_READS: u8 = 141;
+/// For a measurement that counts for nothing, as others were at work: try again later
+/// (sysexits(3), EX_TEMPFAIL).
+const BUSY: u8 = 75;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::from_command_line();
@@ -24,7 +27,7 @@ fn main() -> ExitCode {
         Err(error) if is_closed_output(&error) => ExitCode::from(NOBODY_READS),
         Err(error) => {
             models::progress::say(&format!("error: {error:#}"));
-            ExitCode::FAILURE
+            if error.is::<bench::others::Busy>() { ExitCode::from(BUSY) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -6,7 +6,7 @@ mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -261,18 +261,73 @@ fn perplexity_is_that_of_a_model_that_reads() {
     assert_eq!(found["tokens"], found["chunks"].as_u64().unwrap() * 31, "{found}");
 }
 
+/// The report of a measurement. Whether the machine had time for it is not this test's to choose:
+/// the exit code has to agree with the report.
+fn measured(output: &Output, json: &Path) -> Value {
+    let said = String::from_utf8_lossy(&output.stderr);
+    let report = std::fs::read(json).unwrap_or_else(|_| panic!("{said}"));
+    let report: Value = serde_json::from_slice(&report).unwrap();
+    let busy = report["neighbours"]["busy"].as_bool().unwrap();
+    assert_eq!(output.status.code(), Some(if busy { 75 } else { 0 }), "{said}");
+    assert_eq!(said.contains("the machine was busy"), busy, "{said}");
+    report
+}
+
+#[test]
+fn bench_measures_kinds_of_matrices() {
+    let Some(model) = model() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let json = home.path().join("report.json");
+    let output = pomona(home.path())
+        .args(["bench", "kernel", model.to_str().unwrap(), "--repeats", "1", "--json"])
+        .arg(&json)
+        .output()
+        .unwrap();
+    let report = measured(&output, &json);
+    let kernels = report["kernels"].as_array().unwrap();
+    // Queries and outputs, keys and values, gate and up, down, the vocabulary.
+    assert!(kernels.len() >= 5, "{report}");
+    for kernel in kernels {
+        let speeds = kernel["speeds"].as_array().unwrap();
+        let us = |i: usize| speeds[i]["us"]["median"].as_f64().unwrap();
+        assert!(speeds.len() == 2 && us(0) > 0.0 && us(1) > us(0), "{kernel}");
+        assert!(!kernel["path"].as_str().unwrap().is_empty(), "{kernel}");
+    }
+}
+
+#[test]
+fn bench_sweeps_batches_and_draws_them() {
+    let Some(model) = model() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let (json, svg) = (home.path().join("report.json"), home.path().join("plot.svg"));
+    let output = pomona(home.path())
+        .args(["bench", "sweep", model.to_str().unwrap(), "--repeats", "1", "--cases", "batch"])
+        .args(["--max-model-len", "128", "--kv-cache-memory", &KV_BYTES.to_string(), "--svg"])
+        .arg(&svg)
+        .arg("--json")
+        .arg(&json)
+        .output()
+        .unwrap();
+    let report = measured(&output, &json);
+    let points = report["sweep"]["series"][0]["points"].as_array().unwrap();
+    assert!(points.len() > 1 && points[0]["at"] == "1", "{report}");
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(table.contains("decode together") && table.contains("worst "), "{table}");
+    let plot = std::fs::read_to_string(svg).unwrap();
+    assert_eq!(plot.matches("<circle").count(), points.len(), "{plot}");
+}
+
 #[test]
 fn bench_times_starts() {
     let Some(model) = model() else { return };
     let home = tempfile::tempdir().unwrap();
     let json = home.path().join("report.json");
     let output = pomona(home.path())
-        .args(["bench", model.to_str().unwrap(), "--startup", "--repeats", "1", "--json"])
+        .args(["bench", "startup", model.to_str().unwrap(), "--repeats", "1", "--json"])
         .arg(&json)
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let report = measured(&output, &json);
     let starts = report["startup"].as_array().unwrap();
     assert_eq!(starts.len(), 3, "{report}");
     for start in starts {
@@ -306,9 +361,7 @@ fn bench_reports_every_figure() {
         .arg(&json)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let report = measured(&output, &json);
     for path in [
         "/machine/read_gb_per_s",
         "/machine/f32_gflop_per_s",

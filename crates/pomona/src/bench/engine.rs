@@ -6,7 +6,7 @@ use pomona_types::{Replica, Sampling, TokenId};
 use super::prompts::Numbers;
 use super::report::{Facts, Machine, Speed};
 use super::stats::Spread;
-use crate::generate::{Generated, generate};
+use crate::generate::{Generated, Pending, submit};
 
 /// Tokens whose decoding is timed.
 const DECODE_TOKENS: u32 = 128;
@@ -32,7 +32,7 @@ pub fn measure(
     options: &Options<'_>,
 ) -> Result<Vec<Speed>> {
     let prompts = fitting(options.prompts, replica.info().max_model_len);
-    let mut runs = Runs { replica, next_id: 0 };
+    let mut runs = Runs::new(replica);
     // Once without looking, so that weights are in memory and the pool is awake.
     runs.once(prompts.iter().copied().min().unwrap_or(1), 8)?;
     let row = |what: String, rates: &[f64], gb: f64, gflop: f64| {
@@ -56,8 +56,7 @@ pub fn measure(
         let (mut prefill, mut deep) = (Vec::new(), Vec::new());
         for _ in 0..options.repeats {
             let long = runs.once(prompt_tokens, DECODE_TOKENS + 1)?;
-            let first = long.times.first().context("no token came")?;
-            prefill.push(f64::from(prompt_tokens) / (*first - long.submitted).as_secs_f64());
+            prefill.push(prefill_rate(prompt_tokens, &long)?);
             deep.push(decode_rate(&long));
         }
         let tokens = f64::from(prompt_tokens);
@@ -70,15 +69,21 @@ pub fn measure(
 }
 
 /// The lengths, cut so that an answer fits behind them; where none does, half of what fits.
-fn fitting(prompts: &[u32], max_model_len: u32) -> Vec<u32> {
+pub fn fitting(prompts: &[u32], max_model_len: u32) -> Vec<u32> {
     let room = max_model_len.saturating_sub(DECODE_TOKENS + 1).max(max_model_len / 2).max(1);
     let mut cut: Vec<u32> = prompts.iter().map(|n| (*n).clamp(1, room)).collect();
     cut.dedup();
     cut
 }
 
+/// Tokens of the prompt per second until the first token came.
+pub fn prefill_rate(prompt_tokens: u32, generated: &Generated) -> Result<f64> {
+    let first = generated.times.first().context("no token came")?;
+    Ok(f64::from(prompt_tokens) / (*first - generated.submitted).as_secs_f64())
+}
+
 /// Tokens per second after the first.
-fn decode_rate(generated: &Generated) -> f64 {
+pub fn decode_rate(generated: &Generated) -> f64 {
     match (generated.times.first(), generated.times.last()) {
         (Some(first), Some(last)) if last > first => {
             (generated.times.len() - 1) as f64 / (*last - *first).as_secs_f64()
@@ -87,14 +92,25 @@ fn decode_rate(generated: &Generated) -> f64 {
     }
 }
 
-struct Runs<'a> {
+/// Requests of a measurement: greedy, of random tokens.
+pub struct Runs<'a> {
     replica: &'a dyn Replica,
     next_id: u64,
 }
 
-impl Runs<'_> {
+impl<'a> Runs<'a> {
+    /// On a replica that nobody else uses.
+    pub fn new(replica: &'a dyn Replica) -> Runs<'a> {
+        Runs { replica, next_id: 0 }
+    }
+
     /// One request with a prompt that no other one shares.
-    fn once(&mut self, prompt_tokens: u32, output_tokens: u32) -> Result<Generated> {
+    pub fn once(&mut self, prompt_tokens: u32, output_tokens: u32) -> Result<Generated> {
+        self.submit(prompt_tokens, output_tokens)?.wait()
+    }
+
+    /// The same, which goes on beside others.
+    pub fn submit(&mut self, prompt_tokens: u32, output_tokens: u32) -> Result<Pending> {
         self.next_id += 1;
         let mut numbers = Numbers::new(self.next_id);
         let vocab = u64::from(self.replica.info().vocab_size.max(1));
@@ -107,7 +123,7 @@ impl Runs<'_> {
             ignore_eos: true,
             ..Sampling::default()
         };
-        generate(self.replica, self.next_id, prompt, sampling)
+        submit(self.replica, self.next_id, prompt, sampling)
     }
 }
 

@@ -73,6 +73,70 @@ struct Sample {
     output_tokens: u64,
 }
 
+/// What one repetition brought.
+pub struct Round {
+    samples: Vec<Sample>,
+    failures: Vec<anyhow::Error>,
+    /// Generated tokens per second.
+    pub output_tokens_per_s: f64,
+    total_tokens_per_s: f64,
+    requests_per_s: f64,
+}
+
+impl Round {
+    /// Time to the first piece of text, ms: the middle of all requests.
+    pub fn ttft_ms(&self) -> f64 {
+        Percentiles::of(self.samples.iter().map(|s| ms(&s.first)).collect()).p50
+    }
+}
+
+fn ms(time: &Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+impl Level {
+    /// All repetitions at one number of clients together.
+    ///
+    /// # Errors
+    /// When not one request worked; the first failure.
+    pub fn of(clients: usize, requests: usize, rounds: Vec<Round>) -> Result<Level> {
+        let spread =
+            |rate: fn(&Round) -> f64| Spread::of(&rounds.iter().map(rate).collect::<Vec<f64>>());
+        let [output, total, all_requests] = [
+            spread(|r| r.output_tokens_per_s),
+            spread(|r| r.total_tokens_per_s),
+            spread(|r| r.requests_per_s),
+        ];
+        let (mut samples, mut failures) = (Vec::new(), Vec::new());
+        for round in rounds {
+            samples.extend(round.samples);
+            failures.extend(round.failures);
+        }
+        if samples.is_empty() {
+            let first = failures.into_iter().next();
+            return Err(first.unwrap_or_else(|| anyhow!("no request was made")))
+                .context(format!("every request of {clients} clients failed"));
+        }
+        let mean = |f: fn(&Sample) -> u64| {
+            samples.iter().map(f).sum::<u64>() as f64 / samples.len() as f64
+        };
+        let gaps = samples.iter().flat_map(|s| s.gaps.iter().map(ms)).collect();
+        Ok(Level {
+            clients,
+            requests,
+            failed: failures.len(),
+            first_failure: failures.first().map(|e| format!("{e:#}")),
+            input_tokens_mean: mean(|s| s.input_tokens),
+            output_tokens_mean: mean(|s| s.output_tokens),
+            output_tokens_per_s: output,
+            total_tokens_per_s: total,
+            requests_per_s: all_requests,
+            ttft_ms: Percentiles::of(samples.iter().map(|s| ms(&s.first)).collect()),
+            inter_token_ms: Percentiles::of(gaps),
+        })
+    }
+}
+
 impl Target {
     /// Asks the server once, to learn how many words make a prompt of the wanted length and
     /// whether it understands `ignore_eos`.
@@ -98,51 +162,20 @@ impl Target {
         Ok(target)
     }
 
-    /// Runs `clients` clients until `requests` requests are done, `repeats` times.
-    pub async fn level(
-        self: &Arc<Self>,
-        clients: usize,
-        requests: usize,
-        repeats: usize,
-    ) -> Result<Level> {
-        let mut samples = Vec::new();
-        let mut failures = Vec::new();
-        let mut rates = [Vec::new(), Vec::new(), Vec::new()];
-        for repeat in 0..repeats {
-            let begun = Instant::now();
-            let (done, failed) = self.run(clients, requests, repeat as u64).await;
-            let seconds = begun.elapsed().as_secs_f64();
-            let output: u64 = done.iter().map(|s| s.output_tokens).sum();
-            let input: u64 = done.iter().map(|s| s.input_tokens).sum();
-            rates[0].push(output as f64 / seconds);
-            rates[1].push((input + output) as f64 / seconds);
-            rates[2].push(done.len() as f64 / seconds);
-            samples.extend(done);
-            failures.extend(failed);
+    /// Runs `clients` clients until `requests` requests are done; the `turn`-th time.
+    pub async fn round(self: &Arc<Self>, clients: usize, requests: usize, turn: usize) -> Round {
+        let begun = Instant::now();
+        let (samples, failures) = self.run(clients, requests, turn as u64).await;
+        let seconds = begun.elapsed().as_secs_f64();
+        let output: u64 = samples.iter().map(|s| s.output_tokens).sum();
+        let input: u64 = samples.iter().map(|s| s.input_tokens).sum();
+        Round {
+            output_tokens_per_s: output as f64 / seconds,
+            total_tokens_per_s: (input + output) as f64 / seconds,
+            requests_per_s: samples.len() as f64 / seconds,
+            samples,
+            failures,
         }
-        if samples.is_empty() {
-            let first = failures.into_iter().next();
-            return Err(first.unwrap_or_else(|| anyhow!("no request was made")))
-                .context(format!("every request of {clients} clients failed"));
-        }
-        let ms = |d: &Duration| d.as_secs_f64() * 1e3;
-        let mean = |f: fn(&Sample) -> u64| {
-            samples.iter().map(f).sum::<u64>() as f64 / samples.len() as f64
-        };
-        let gaps = samples.iter().flat_map(|s| s.gaps.iter().map(ms)).collect();
-        Ok(Level {
-            clients,
-            requests,
-            failed: failures.len(),
-            first_failure: failures.first().map(|e| format!("{e:#}")),
-            input_tokens_mean: mean(|s| s.input_tokens),
-            output_tokens_mean: mean(|s| s.output_tokens),
-            output_tokens_per_s: Spread::of(&rates[0]),
-            total_tokens_per_s: Spread::of(&rates[1]),
-            requests_per_s: Spread::of(&rates[2]),
-            ttft_ms: Percentiles::of(samples.iter().map(|s| ms(&s.first)).collect()),
-            inter_token_ms: Percentiles::of(gaps),
-        })
     }
 
     async fn run(

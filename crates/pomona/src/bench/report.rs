@@ -5,10 +5,13 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use super::kernels::Kernel;
 use super::load::Level;
+use super::others::Neighbours;
 use super::quality::Quality;
 use super::startup::Start;
 use super::stats::Spread;
+use super::sweep::Sweep;
 use crate::models::progress::human_bytes;
 
 /// Everything that a run of `pomona bench` found.
@@ -36,6 +39,36 @@ pub struct Report {
     pub served: Vec<Served>,
     /// How well the model predicts a text.
     pub quality: Option<Quality>,
+    /// Kinds of matrices by themselves.
+    pub kernels: Vec<Kernel>,
+    /// Another server under the same load, in turns.
+    pub peer: Option<Peer>,
+    /// Series over lengths, batches, threads and mixes.
+    pub sweep: Option<Sweep>,
+    /// Whether the machine had time.
+    pub neighbours: Neighbours,
+}
+
+/// Another server, measured in turns with the first.
+#[derive(Clone, Debug, Serialize)]
+pub struct Peer {
+    /// Its address.
+    pub url: String,
+    /// By number of clients.
+    pub served: Vec<Versus>,
+}
+
+/// What clients saw of the other server, and the first one's rates over its. A ratio is taken in
+/// each repetition.
+#[derive(Clone, Debug, Serialize)]
+pub struct Versus {
+    /// What clients saw.
+    #[serde(flatten)]
+    pub level: Level,
+    /// Of generated tokens per second: more than 1 is for the first server.
+    pub output_ratio: Spread,
+    /// Of the times to the first token: less than 1 is for the first server.
+    pub ttft_ratio: Spread,
 }
 
 /// What the machine can do at most, measured now.
@@ -133,6 +166,16 @@ pub struct Memory {
 }
 
 impl Machine {
+    /// The better of two measurements of one machine, figure by figure.
+    pub fn or_better(&self, other: &Machine) -> Machine {
+        Machine {
+            read_gb_per_s: self.read_gb_per_s.max(other.read_gb_per_s),
+            f32_gflop_per_s: self.f32_gflop_per_s.max(other.f32_gflop_per_s),
+            int8_gop_per_s: self.int8_gop_per_s.max(other.int8_gop_per_s),
+            ..self.clone()
+        }
+    }
+
     /// The shares that `gb_per_s` and `gflop_per_s` are.
     pub fn limits(&self, gb_per_s: f64, gflop_per_s: f64) -> Limits {
         let share = |value: f64, peak: f64| if peak > 0.0 { value / peak } else { 0.0 };
@@ -147,6 +190,27 @@ impl Machine {
 }
 
 impl Report {
+    /// A report of a machine, with nothing in it yet.
+    pub fn new(machine: Machine, server: String) -> Report {
+        Report {
+            pomona: env!("CARGO_PKG_VERSION").to_owned(),
+            machine,
+            model: None,
+            engine: Vec::new(),
+            drafts: None,
+            server,
+            ready_s: None,
+            memory: None,
+            startup: Vec::new(),
+            served: Vec::new(),
+            quality: None,
+            kernels: Vec::new(),
+            peer: None,
+            sweep: None,
+            neighbours: Neighbours::default(),
+        }
+    }
+
     /// The table.
     pub fn table(&self) -> String {
         let mut out = String::new();
@@ -174,6 +238,7 @@ impl Report {
             )?;
         }
         writeln!(out, "server   {}", self.server)?;
+        writeln!(out, "{}", self.neighbours.words())?;
         if let Some(ready) = &self.ready_s {
             writeln!(
                 out,
@@ -191,7 +256,42 @@ impl Report {
         if !self.served.is_empty() {
             self.write_served(out)?;
         }
+        if let Some(peer) = &self.peer {
+            write_peer(peer, out)?;
+        }
+        if !self.kernels.is_empty() {
+            self.write_kernels(out)?;
+        }
+        if let Some(sweep) = &self.sweep {
+            write!(out, "{sweep}")?;
+        }
         self.write_quality(out)
+    }
+
+    fn write_kernels(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(
+            out,
+            "\nmatrices  tokens        us      (min to max)     GB/s  of peak    GOP/s  of peak"
+        )?;
+        for kernel in &self.kernels {
+            let Kernel { tensors, count, format, rows, cols, path, speeds } = kernel;
+            writeln!(out, "{count} of {format}, {rows} x {cols}: {}; {path}", tensors.join(", "))?;
+            for speed in speeds {
+                let us = &speed.us;
+                writeln!(
+                    out,
+                    "{:>16} {:>9.1} {:>17} {:>8.1} {:>7.0}% {:>8.0} {:>7.0}%",
+                    speed.tokens,
+                    us.median,
+                    format!("({:.1} to {:.1})", us.min, us.max),
+                    speed.gb_per_s,
+                    speed.of_bandwidth * 100.0,
+                    speed.gop_per_s,
+                    speed.of_peak * 100.0,
+                )?;
+            }
+        }
+        Ok(())
     }
 
     fn write_quality(&self, out: &mut String) -> std::fmt::Result {
@@ -322,6 +422,35 @@ impl Report {
     }
 }
 
+fn write_peer(peer: &Peer, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "\nbeside {}, in turns", peer.url)?;
+    writeln!(
+        out,
+        "clients  its tok/s     (min to max)   TTFT p50  tok/s ratio     (min to max)  TTFT ratio   \
+           (min to max)  failed"
+    )?;
+    for row in &peer.served {
+        let range =
+            |s: &Spread, digits: usize| format!("({:.digits$} to {:.digits$})", s.min, s.max);
+        let (t, output, ttft) =
+            (&row.level.output_tokens_per_s, &row.output_ratio, &row.ttft_ratio);
+        writeln!(
+            out,
+            "{:>7} {:>10.1} {:>16} {:>10.1} {:>12.2} {:>16} {:>11.2} {:>16} {:>7}",
+            row.level.clients,
+            t.median,
+            range(t, 1),
+            row.level.ttft_ms.p50,
+            output.median,
+            range(output, 2),
+            ttft.median,
+            range(ttft, 2),
+            row.level.failed,
+        )?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::quality::Comparison;
@@ -354,20 +483,21 @@ mod tests {
     #[test]
     fn the_table_has_a_line_for_each_row() {
         let report = Report {
-            pomona: "0".into(),
-            machine: machine(),
-            model: None,
             engine: vec![Speed {
                 what: "decode".into(),
                 tokens_per_s: Spread::of(&[50.0]),
                 limits: machine().limits(10.0, 50.0),
             }],
             drafts: Some(Drafts { drafted: 8, accepted: 6 }),
-            server: "http://h".into(),
-            ready_s: None,
-            memory: None,
-            startup: Vec::new(),
             served: vec![Served { level: Level::default(), limits: None }],
+            peer: Some(Peer {
+                url: "http://peer".into(),
+                served: vec![Versus {
+                    level: Level::default(),
+                    output_ratio: Spread::of(&[1.5, 2.5, 2.0]),
+                    ttft_ratio: Spread::of(&[0.5]),
+                }],
+            }),
             quality: Some(Quality {
                 text: "a text".into(),
                 context: 512,
@@ -382,9 +512,11 @@ mod tests {
                     top1_agreement: 0.9,
                 }),
             }),
+            ..Report::new(machine(), "http://h".into())
         };
         let table = report.table();
-        assert_eq!(table.lines().count(), 17, "{table}");
+        assert_eq!(table.lines().count(), 22, "{table}");
+        assert!(table.contains("2.00   (1.50 to 2.50)"), "{table}");
         assert!(table.contains("6 of 8 accepted (75%)"), "{table}");
         assert!(table.contains("90.00 %") && table.contains("1.00e-2 in the mean"), "{table}");
         assert!(table.contains("decode") && table.contains("50%"), "{table}");

@@ -1,17 +1,21 @@
 //! `pomona bench`: how fast a model runs here, or at any server, and how fast it could.
 
+mod kernel;
+mod sweep;
+
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, Subcommand};
 use pomona_types::BLOCK_TOKENS;
 
 use super::args::{EngineArgs, ModelName, parse_tokens};
-use crate::bench::load::{Level, Shape, Target};
+use crate::bench::load::{Level, Round, Shape, Target};
+use crate::bench::others::{Busy, Neighbours, Watch};
 use crate::bench::quality::Quality;
-use crate::bench::report::{Drafts, Facts, Limits, Machine, Memory, Report, Served};
+use crate::bench::report::{Drafts, Facts, Limits, Machine, Memory, Peer, Report, Served, Versus};
 use crate::bench::served::Server;
 use crate::bench::startup::{Start, Startup};
 use crate::bench::stats::Spread;
@@ -26,7 +30,10 @@ pub const EXAMPLES: &str = "\
 Examples:
   pomona bench smollm2                            engine, server under load, memory, start
   pomona bench smollm2 --json smollm2.json        the same, and a record of it
-  pomona bench smollm2 --startup                  starts only: how soon is the first token there
+  pomona bench kernel smollm2                     each kind of matrix against the machine's limits
+  pomona bench serve smollm2 --peer http://127.0.0.1:8080   beside another server, in turns
+  pomona bench startup smollm2                    how soon is the first token there
+  pomona bench sweep smollm2 --svg smollm2.svg    longer, larger, more threads: is there a cliff
   pomona bench smollm2 --no-server --n-prompt 512,8192   the engine alone, at two lengths
   pomona bench --url http://127.0.0.1:8080        another server, under the same load
   pomona bench smollm2 --url http://127.0.0.1:8080   the same, with shares of this machine's limits
@@ -34,11 +41,38 @@ Examples:
 
 Without --url the server is a child process of this binary on a free port. Shares of the machine's
 limits count the bytes and operations that the work needs at least: weights and KV read once for
-each step, two operations for each weight and token.";
+each step, two operations for each weight and token.
+
+Where processes that have no part in it take more than 5 % of the cores' time meanwhile, the figures
+are shown and written, but are no result: the exit code is 75, and `neighbours.busy` of the JSON is
+true. A server at --url or --peer on this machine has a part.";
 
 /// Flags of `bench`.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    all: AllArgs,
+}
+
+/// One kind of measurement.
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Each kind of matrix of a model by itself, against the machine's limits
+    Kernel(Box<kernel::KernelArgs>),
+    /// A server under load, perhaps beside another one
+    Serve(Box<ServeArgs>),
+    /// Starts: the first one of a model, which packs its weights, and later ones
+    Startup(Box<StartupArgs>),
+    /// Look for cliffs: longer prompts, larger batches, more threads, mixed lengths
+    Sweep(Box<sweep::SweepArgs>),
+}
+
+/// Flags of `bench` without a verb.
+#[derive(Args, Debug)]
+struct AllArgs {
     #[command(flatten)]
     model: ModelName,
     #[command(flatten)]
@@ -47,18 +81,15 @@ pub struct BenchArgs {
     load: LoadArgs,
     #[command(flatten)]
     quality: QualityArgs,
-    /// Write the findings to this file as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    outcome: Outcome,
     /// Leave out the measurements of the engine alone
     #[arg(long)]
     no_engine: bool,
     /// Leave out the server: measure the engine alone
     #[arg(long, conflicts_with_all = ["no_engine", "url"])]
     no_server: bool,
-
-    /// Measure starts instead: the first one of a model, which packs its weights, and later ones,
-    /// with files in memory or on the disk, each from the process's start to the first token
+    /// As `bench startup`
     #[arg(long, conflicts_with_all = ["no_engine", "no_server", "url"])]
     startup: bool,
     /// Prompts that the engine alone is timed with; its decoding is timed after each
@@ -69,8 +100,64 @@ pub struct BenchArgs {
     engine: EngineArgs,
 }
 
-/// Another server than our own.
+/// Flags of `bench serve`.
+#[derive(Args, Clone, Debug)]
+struct ServeArgs {
+    #[command(flatten)]
+    model: ModelName,
+    #[command(flatten)]
+    target: TargetArgs,
+    #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
+    outcome: Outcome,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// Flags of `bench startup`.
 #[derive(Args, Debug)]
+struct StartupArgs {
+    #[command(flatten)]
+    model: ModelName,
+    #[command(flatten)]
+    outcome: Outcome,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// How often to measure, and where findings go.
+#[derive(Args, Clone, Debug)]
+struct Outcome {
+    /// Repetitions; medians are shown, with the smallest and largest
+    #[arg(long, value_name = "N", default_value_t = 3,
+          value_parser = clap::value_parser!(u8).range(1..))]
+    repeats: u8,
+    /// Write the findings to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl From<ServeArgs> for AllArgs {
+    fn from(args: ServeArgs) -> AllArgs {
+        let ServeArgs { model, target, load, outcome, engine } = args;
+        AllArgs {
+            model,
+            target,
+            load,
+            outcome,
+            engine,
+            quality: QualityArgs { quality: None, reference: None },
+            no_engine: true,
+            no_server: false,
+            startup: false,
+            n_prompt: Vec::new(),
+        }
+    }
+}
+
+/// Other servers than our own.
+#[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Other servers")]
 struct TargetArgs {
     /// Drive the OpenAI-compatible server at this address
@@ -88,6 +175,12 @@ struct TargetArgs {
         hide_env_values = true
     )]
     api_key: Option<String>,
+    /// Put the same load on this OpenAI-compatible server too, in turns, and compare
+    #[arg(long, value_name = "URL")]
+    peer: Option<String>,
+    /// The model's name at the peer [default: its first]
+    #[arg(long, value_name = "NAME", requires = "peer")]
+    peer_model: Option<String>,
 }
 
 /// Predictions in place of speed.
@@ -105,7 +198,7 @@ struct QualityArgs {
 }
 
 /// What the load looks like.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Load")]
 struct LoadArgs {
     /// Numbers of concurrent clients
@@ -125,10 +218,6 @@ struct LoadArgs {
     /// Let prompts share their first three quarters
     #[arg(long)]
     shared_prefix: bool,
-    /// Repetitions; medians are shown, with the smallest and largest
-    #[arg(long, value_name = "N", default_value_t = 3,
-          value_parser = clap::value_parser!(u8).range(1..))]
-    repeats: u8,
 }
 
 /// What the model at hand costs, and its KV reads by length.
@@ -139,29 +228,34 @@ struct Costs {
 
 /// Runs the verb.
 pub fn run(args: &BenchArgs) -> Result<()> {
+    match &args.verb {
+        None if args.all.startup => {
+            let AllArgs { model, outcome, engine, .. } = &args.all;
+            run_startup(model, outcome, engine)
+        }
+        None => run_all(&args.all),
+        Some(Verb::Kernel(args)) => kernel::run(args),
+        Some(Verb::Serve(args)) => run_all(&AllArgs::from(ServeArgs::clone(args))),
+        Some(Verb::Startup(args)) => run_startup(&args.model, &args.outcome, &args.engine),
+        Some(Verb::Sweep(args)) => sweep::run(args),
+    }
+}
+
+fn run_all(args: &AllArgs) -> Result<()> {
     let Some(server) = args.target.url.clone().or(args.model.get().map(|_| "this binary".into()))
     else {
         bail!("name a model, such as `pomona bench smollm2`, or give --url");
     };
-    let threads = compose::threads(&args.engine);
-    say("measuring the machine");
-    let machine = machine::measure(threads);
-    let mut report = Report {
-        pomona: env!("CARGO_PKG_VERSION").to_owned(),
-        machine,
-        model: None,
-        engine: Vec::new(),
-        drafts: None,
-        server,
-        ready_s: None,
-        memory: None,
-        startup: Vec::new(),
-        served: Vec::new(),
-        quality: None,
-    };
+    let urls: Vec<&str> = [&args.target.url, &args.target.peer]
+        .into_iter()
+        .flatten()
+        .map(|url| url.as_str())
+        .collect();
+    let watch = Watch::start(&urls);
+    let mut report = report(&args.engine, server);
     if let Some(text) = &args.quality.quality {
         report.quality = Some(predictions(args, text.as_deref(), &mut report)?);
-        return finish(args, &report);
+        return finish(&args.outcome, report, &watch);
     }
     let costs = match args.model.get() {
         Some(model) => Some(at_hand(args, model, &mut report)?),
@@ -169,33 +263,50 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     };
     let runtime = tokio::runtime::Runtime::new()?;
     match (&args.target.url, args.model.get()) {
-        (None, Some(model)) if args.startup => {
-            report.startup = starts(args, &runtime, model, costs.as_ref())?;
-        }
-        (Some(url), _) => {
-            let levels = drive(args, &runtime, url, args.target.api_key.as_deref())?;
-            report.served = with_limits(levels, &report.machine, costs.as_ref());
-        }
+        (Some(url), _) => drive(args, &runtime, url, &mut report, costs.as_ref())?,
         (None, Some(_)) if args.no_server => {}
         (None, Some(model)) => own_server(args, &runtime, model, &mut report, costs.as_ref())?,
         (None, None) => {}
     }
     report.model = costs.map(|costs| costs.facts);
-    finish(args, &report)
+    finish(&args.outcome, report, &watch)
+}
+
+fn run_startup(model: &ModelName, outcome: &Outcome, engine: &EngineArgs) -> Result<()> {
+    let name = model.require("bench startup")?;
+    let watch = Watch::start(&[]);
+    let mut report = report(engine, "this binary".to_owned());
+    let facts = compose::prepare(name, engine)?.facts();
+    report.startup = starts(name, outcome, engine, facts.weight_bytes)?;
+    report.model = Some(facts);
+    finish(outcome, report, &watch)
+}
+
+/// A report of this machine, measured now.
+fn report(engine: &EngineArgs, server: String) -> Report {
+    say("measuring the machine");
+    Report::new(machine::measure(compose::threads(engine)), server)
 }
 
 /// Writes what was found.
-fn finish(args: &BenchArgs, report: &Report) -> Result<()> {
-    if let Some(path) = &args.json {
-        let text = serde_json::to_vec_pretty(report)?;
+///
+/// # Errors
+/// [`Busy`] where it counts for nothing.
+fn finish(outcome: &Outcome, mut report: Report, watch: &Watch) -> Result<()> {
+    report.neighbours = watch.look();
+    if let Some(path) = &outcome.json {
+        let text = serde_json::to_vec_pretty(&report)?;
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     write!(stdout(), "{}", report.table())?;
-    Ok(())
+    match report.neighbours {
+        Neighbours { others_share: Some(share), busy: true } => Err(Busy(share).into()),
+        _ => Ok(()),
+    }
 }
 
 /// Reads a text with the model, and with what it is to be compared with.
-fn predictions(args: &BenchArgs, text: Option<&Path>, report: &mut Report) -> Result<Quality> {
+fn predictions(args: &AllArgs, text: Option<&Path>, report: &mut Report) -> Result<Quality> {
     let name = args.model.require("bench")?;
     let (text_name, text) = match text {
         Some(path) => (path.display().to_string(), super::perplexity::read(path)?),
@@ -212,18 +323,18 @@ fn predictions(args: &BenchArgs, text: Option<&Path>, report: &mut Report) -> Re
 }
 
 /// Reads what the model costs; measures the engine alone unless another server is meant.
-fn at_hand(args: &BenchArgs, model: &str, report: &mut Report) -> Result<Costs> {
+fn at_hand(args: &AllArgs, model: &str, report: &mut Report) -> Result<Costs> {
     let prepared = compose::prepare(model, &args.engine)?;
     let spec = prepared.checkpoint.spec().clone();
     let row_bytes = prepared.kv_row_bytes();
     let facts = prepared.facts();
     let kv_read: Box<dyn Fn(f64) -> f64> =
         Box::new(move |tokens| memory::kv_read_bytes(&spec, row_bytes, tokens));
-    if args.target.url.is_none() && !args.no_engine && !args.startup {
+    if args.target.url.is_none() && !args.no_engine {
         say("measuring the engine");
         let loaded = prepared.load()?;
         let replica = loaded.engine.replica();
-        let repeats = usize::from(args.load.repeats);
+        let repeats = usize::from(args.outcome.repeats);
         let options = engine::Options { prompts: &args.n_prompt, repeats };
         report.engine =
             engine::measure(replica.as_ref(), &report.machine, &facts, &kv_read, &options)?;
@@ -240,29 +351,29 @@ fn at_hand(args: &BenchArgs, model: &str, report: &mut Report) -> Result<Costs> 
 
 /// Times starts, with packed weights in a folder of their own beside the usual ones.
 fn starts(
-    args: &BenchArgs,
-    runtime: &tokio::runtime::Runtime,
     model: &str,
-    costs: Option<&Costs>,
+    outcome: &Outcome,
+    engine: &EngineArgs,
+    weight_bytes: u64,
 ) -> Result<Vec<Start>> {
     let path = compose::open(model)?.0.path;
-    let mut engine = args.engine.clone();
+    let mut engine = engine.clone();
     let cache = engine.weight_cache.set_apart(&format!("bench-{}", std::process::id()))?;
     let startup = Startup {
         model,
         path: &path,
         flags: engine.to_flags(),
         cache,
-        weight_bytes: costs.map_or(0, |costs| costs.facts.weight_bytes),
-        repeats: usize::from(args.load.repeats),
+        weight_bytes,
+        repeats: usize::from(outcome.repeats),
     };
     say("starting the server");
-    startup.measure(runtime)
+    startup.measure(&tokio::runtime::Runtime::new()?)
 }
 
 /// Starts a server for timing its start, then one for the load.
 fn own_server(
-    args: &BenchArgs,
+    args: &AllArgs,
     runtime: &tokio::runtime::Runtime,
     model: &str,
     report: &mut Report,
@@ -271,7 +382,7 @@ fn own_server(
     say("starting the server");
     let flags = args.engine.to_flags();
     let mut starts = Vec::new();
-    for _ in 1..args.load.repeats {
+    for _ in 1..args.outcome.repeats {
         let server = Server::start(model, &flags)?;
         starts.push(server.ready.as_secs_f64());
         server.stop()?;
@@ -279,8 +390,7 @@ fn own_server(
     let server = Server::start(model, &flags)?;
     starts.push(server.ready.as_secs_f64());
     report.ready_s = Some(Spread::of(&starts));
-    let levels = drive(args, runtime, &server.url, None)?;
-    report.served = with_limits(levels, &report.machine, costs);
+    drive(args, runtime, &server.url, report, costs)?;
     report.memory = server.resident_peak().zip(costs).map(|(resident_peak, costs)| {
         let kv_touched_max = kv_touched_max(args, &report.served, &costs.facts);
         let accounted = costs.facts.weight_bytes.saturating_add(kv_touched_max);
@@ -291,11 +401,11 @@ fn own_server(
 }
 
 /// KV bytes that the tokens of the load fill, each request up to the end of its last block.
-fn kv_touched_max(args: &BenchArgs, served: &[Served], facts: &Facts) -> u64 {
+fn kv_touched_max(args: &AllArgs, served: &[Served], facts: &Facts) -> u64 {
     let tokens: f64 = served
         .iter()
         .map(|Served { level, .. }| {
-            let requests = level.requests * usize::from(args.load.repeats);
+            let requests = level.requests * usize::from(args.outcome.repeats);
             let each = level.input_tokens_mean + level.output_tokens_mean;
             requests as f64 * (each + f64::from(BLOCK_TOKENS))
         })
@@ -303,35 +413,90 @@ fn kv_touched_max(args: &BenchArgs, served: &[Served], facts: &Facts) -> u64 {
     facts.kv_bytes.min((tokens * facts.kv_token_bytes as f64) as u64)
 }
 
-/// All levels of load on a server.
+/// All levels of load on a server, and on its peer in turns with it.
 fn drive(
-    args: &BenchArgs,
+    args: &AllArgs,
     runtime: &tokio::runtime::Runtime,
     url: &str,
-    api_key: Option<&str>,
-) -> Result<Vec<Level>> {
-    let client = Client::new(url, api_key)?;
+    report: &mut Report,
+    costs: Option<&Costs>,
+) -> Result<()> {
+    // The key is that of the server at --url.
+    let key = args.target.url.as_ref().and(args.target.api_key.as_deref());
+    let repeats = usize::from(args.outcome.repeats);
     runtime.block_on(async {
-        let model = match &args.target.served_model_name {
-            Some(name) => name.clone(),
-            None => client.first_model().await?,
+        let name = args.target.served_model_name.as_deref();
+        let server = target(&args.load, Client::new(url, key)?, name).await?;
+        let peer = match &args.target.peer {
+            Some(url) => {
+                let (client, name) = (Client::new(url, None)?, args.target.peer_model.as_deref());
+                Some((url, target(&args.load, client, name).await?))
+            }
+            None => None,
         };
-        let shape = Shape {
-            model,
-            input_tokens: args.load.input_tokens,
-            output_tokens: args.load.output_tokens,
-            shared_prefix: args.load.shared_prefix,
-        };
-        let target = Arc::new(Target::probe(client, shape).await?);
-        let mut levels = Vec::new();
+        let (mut levels, mut beside) = (Vec::new(), Vec::new());
         for clients in args.load.clients.iter().map(|n| usize::from(*n)) {
             say(&format!("measuring {clients} clients"));
             let requests = clients * usize::from(args.load.requests_per_client);
-            let repeats = usize::from(args.load.repeats);
-            levels.push(target.level(clients, requests, repeats).await?);
+            let peer = peer.as_ref().map(|(_, peer)| peer);
+            let both = in_turns(&server, peer, (clients, requests), repeats).await;
+            levels.push(Level::of(clients, requests, both.0)?);
+            beside.extend(both.1);
         }
-        Ok(levels)
+        report.served = with_limits(levels, &report.machine, costs);
+        report.peer = match peer {
+            Some((url, _)) => {
+                let served = beside.into_iter().collect::<Result<_>>()?;
+                Some(Peer { url: url.clone(), served })
+            }
+            None => None,
+        };
+        Ok(())
     })
+}
+
+/// A server that has been asked how it counts.
+async fn target(load: &LoadArgs, client: Client, model: Option<&str>) -> Result<Arc<Target>> {
+    let model = match model {
+        Some(name) => name.to_owned(),
+        None => client.first_model().await?,
+    };
+    let LoadArgs { input_tokens, output_tokens, shared_prefix, .. } = *load;
+    let shape = Shape { model, input_tokens, output_tokens, shared_prefix };
+    Ok(Arc::new(Target::probe(client, shape).await?))
+}
+
+/// Repetitions of one level on a server, and on its peer; another one begins each time.
+async fn in_turns(
+    server: &Arc<Target>,
+    peer: Option<&Arc<Target>>,
+    (clients, requests): (usize, usize),
+    repeats: usize,
+) -> (Vec<Round>, Option<Result<Versus>>) {
+    let (mut own, mut others) = (Vec::new(), Vec::new());
+    for turn in 0..repeats {
+        match peer {
+            None => own.push(server.round(clients, requests, turn).await),
+            Some(peer) if turn % 2 == 0 => {
+                own.push(server.round(clients, requests, turn).await);
+                others.push(peer.round(clients, requests, turn).await);
+            }
+            Some(peer) => {
+                others.push(peer.round(clients, requests, turn).await);
+                own.push(server.round(clients, requests, turn).await);
+            }
+        }
+    }
+    let ratio = |figure: fn(&Round) -> f64| {
+        let pairs = own.iter().zip(&others);
+        Spread::of(&pairs.map(|(own, other)| figure(own) / figure(other)).collect::<Vec<f64>>())
+    };
+    let (output_ratio, ttft_ratio) = (ratio(|r| r.output_tokens_per_s), ratio(Round::ttft_ms));
+    let versus = peer.map(|_| {
+        let level = Level::of(clients, requests, others).context("the peer failed")?;
+        Ok(Versus { level, output_ratio, ttft_ratio })
+    });
+    (own, versus)
 }
 
 fn with_limits(levels: Vec<Level>, machine: &Machine, costs: Option<&Costs>) -> Vec<Served> {

@@ -34,6 +34,7 @@ Examples:
   pomona inspect ./model.gguf              what is in it, and what it will need
   pomona bench smollm2                     how fast is it, and how fast could it be
   pomona bench --url http://127.0.0.1:8080 the same for any other server
+  pomona bench sweep smollm2               does it stay fast: longer, larger, more threads
 
 Models are kept in POMONA_HOME (default: pomona in the user's cache folder).
 `pomona VERB --help` explains each verb's flags.";
@@ -135,6 +136,24 @@ mod tests {
         assert!(parse(&["serve", "smollm2", "--model", "smollm2"]).is_err());
         assert!(parse(&["chat", "--url", "http://h"]).is_ok());
         assert!(parse(&["chat", "smollm2", "--url", "http://h"]).is_err());
+    }
+
+    #[test]
+    fn bench_has_verbs_and_works_without_one() {
+        let parse = |words: &str| Cli::try_parse_from(words.split(' ')).map_err(|e| e.to_string());
+        for words in [
+            "pomona bench smollm2 --startup",
+            "pomona bench --url http://h",
+            "pomona bench kernel smollm2 --json k.json",
+            "pomona bench serve smollm2 --peer http://p --clients 1,8",
+            "pomona bench serve --url http://h --peer http://p --peer-model m",
+            "pomona bench startup --model smollm2",
+            "pomona bench sweep smollm2 --cases batch,mixed --svg s.svg --threads 1",
+        ] {
+            assert!(parse(words).is_ok(), "{words}: {}", parse(words).unwrap_err());
+        }
+        assert!(parse("pomona bench serve m --peer-model x").unwrap_err().contains("--peer"));
+        assert!(parse("pomona bench smollm2 kernel").is_err());
     }
 
     #[test]

@@ -65,11 +65,19 @@ fn shape() -> Shape {
     Shape { model: "m".into(), input_tokens: 256, output_tokens: 64, shared_prefix: false }
 }
 
+async fn level(target: &Arc<Target>, clients: usize, requests: usize, turns: usize) -> Level {
+    let mut rounds = Vec::new();
+    for turn in 0..turns {
+        rounds.push(target.round(clients, requests, turn).await);
+    }
+    Level::of(clients, requests, rounds).unwrap()
+}
+
 #[tokio::test]
 async fn prompts_are_cut_to_the_wanted_length_and_all_differ() {
     let (client, bodies) = serve(well_behaved).await;
     let target = Arc::new(Target::probe(client, shape()).await.unwrap());
-    let level = target.level(4, 8, 2).await.unwrap();
+    let level = level(&target, 4, 8, 2).await;
     assert_eq!((level.input_tokens_mean, level.output_tokens_mean), (256.0, 64.0));
     assert_eq!((level.clients, level.requests, level.failed), (4, 8, 0));
     assert!(level.ttft_ms.p50 > 0.0 && level.inter_token_ms.p50 >= 1.0, "{level:?}");
@@ -85,7 +93,7 @@ async fn prompts_are_cut_to_the_wanted_length_and_all_differ() {
 async fn a_server_that_knows_no_ignore_eos_is_asked_without() {
     let (client, bodies) = serve(picky).await;
     let target = Arc::new(Target::probe(client, shape()).await.unwrap());
-    assert_eq!(target.level(1, 1, 1).await.unwrap().failed, 0);
+    assert_eq!(level(&target, 1, 1, 1).await.failed, 0);
     assert!(bodies.lock().unwrap().last().unwrap().get("ignore_eos").is_none());
 }
 
@@ -106,7 +114,7 @@ async fn failures_are_counted_beside_what_worked() {
     })
     .await;
     let target = Arc::new(Target::probe(client, shape()).await.unwrap());
-    let level = target.level(2, 24, 1).await.unwrap();
+    let level = level(&target, 2, 24, 1).await;
     assert!((1..24).contains(&level.failed), "{level:?}");
     assert!(level.first_failure.unwrap().contains("answered 500"));
 }

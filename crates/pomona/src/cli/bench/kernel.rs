@@ -1,0 +1,42 @@
+//! `pomona bench kernel`: kinds of matrices against the machine's limits.
+
+use anyhow::Result;
+use clap::Args;
+use pomona_kernels::CpuOps;
+
+use super::{Outcome, finish};
+use crate::bench::others::Watch;
+use crate::bench::report::Report;
+use crate::bench::{kernels, machine};
+use crate::cli::args::{EngineArgs, ModelName};
+use crate::compose;
+use crate::models::progress::say;
+
+/// Flags of `bench kernel`.
+#[derive(Args, Debug)]
+#[command(after_help = "Products of 1 and of 512 tokens, with weights that no cache holds. \
+    Activations are two 8-bit terms where weights are integers: half the int8 peak is all there is.")]
+pub struct KernelArgs {
+    #[command(flatten)]
+    model: ModelName,
+    #[command(flatten)]
+    outcome: Outcome,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// Runs the verb.
+pub fn run(args: &KernelArgs) -> Result<()> {
+    let prepared = compose::prepare(args.model.require("bench kernel")?, &args.engine)?;
+    let watch = Watch::start(&[]);
+    let threads = compose::threads(&args.engine);
+    let ops = CpuOps::detect(threads);
+    say("measuring kinds of matrices");
+    let limits = || machine::measure(threads);
+    let rounds = usize::from(args.outcome.repeats);
+    let (machine, kernels) = kernels::measure(&prepared.checkpoint, &limits, &ops, rounds)?;
+    let mut report = Report::new(machine, "none".to_owned());
+    report.model = Some(prepared.facts());
+    report.kernels = kernels;
+    finish(&args.outcome, report, &watch)
+}
