@@ -61,20 +61,22 @@ pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
     Tokenizer::new(checkpoint.tokenizer()).context("cannot use the model's tokenizer")
 }
 
-/// Worker threads: as asked, or one for each core that the process may use.
+/// Worker threads: one for each core that the process may use, or fewer, as asked. More would only
+/// wait for each other: each step is cut into equal parts, and the slowest part is what it takes.
 pub fn threads(args: &EngineArgs) -> usize {
-    args.threads.map_or_else(Pool::default_threads, usize::from)
+    let cores = Pool::default_threads();
+    args.threads.map_or(cores, |threads| usize::from(threads).min(cores))
 }
 
-/// What to say of the threads where the cgroup grants less than a core for each.
-fn quota_note(threads: Option<u16>, quota: Option<f64>) -> Option<String> {
-    let quota = quota?;
-    match threads {
-        None if quota > Pool::default_threads() as f64 => None,
-        None => Some(format!("the cgroup's CPU quota is {quota:.1} cores: threads are cut to it")),
-        Some(threads) if f64::from(threads) > quota.ceil() => Some(format!(
-            "--threads {threads} is more than the {quota:.1} cores of the cgroup's CPU quota: \
-             threads will wait for others that are out of time, so leave the flag out"
+/// What to say where there are fewer threads than the user asked for, or the machine has cores.
+fn threads_note(asked: Option<u16>, cores: usize, quota: Option<f64>) -> Option<String> {
+    let quota = quota.filter(|quota| *quota <= cores as f64);
+    let quota = quota.map(|quota| format!("the cgroup's CPU quota is {quota:.1} cores"));
+    match asked {
+        None => quota.map(|quota| format!("{quota}: threads are cut to {cores}")),
+        Some(asked) if usize::from(asked) > cores => Some(format!(
+            "--threads {asked} is cut to {cores}: {}, and more threads would wait for each other",
+            quota.unwrap_or_else(|| format!("the process may use {cores} cores"))
         )),
         Some(_) => None,
     }
@@ -292,7 +294,8 @@ impl Prepared {
     pub fn load_weights(&self) -> Result<Weights> {
         let mut entry = self.packed_weights()?;
         let store = std::mem::take(&mut entry.store);
-        if let Some(note) = quota_note(self.args.threads, pomona_device::cpu_quota()) {
+        let (cores, quota) = (Pool::default_threads(), pomona_device::cpu_quota());
+        if let Some(note) = threads_note(self.args.threads, cores, quota) {
             say(&note);
         }
         let ops = CpuOps::detect(threads(&self.args)).with_packed(store);
@@ -397,10 +400,12 @@ mod tests {
     }
 
     #[test]
-    fn threads_beyond_the_quota_are_remarked_upon() {
-        assert_eq!(quota_note(None, None), None);
-        assert_eq!(quota_note(Some(2), Some(1.5)), None);
-        assert!(quota_note(None, Some(0.5)).unwrap().contains("0.5 cores"));
-        assert!(quota_note(Some(3), Some(1.5)).unwrap().contains("leave the flag out"));
+    fn threads_beyond_the_cores_or_the_quota_are_remarked_upon() {
+        assert_eq!(threads_note(None, 2, None), None);
+        assert_eq!(threads_note(None, 2, Some(2.5)), None);
+        assert_eq!(threads_note(Some(2), 2, Some(1.5)), None);
+        assert!(threads_note(None, 1, Some(0.5)).unwrap().contains("0.5 cores"));
+        assert!(threads_note(Some(3), 2, Some(1.5)).unwrap().contains("quota is 1.5 cores"));
+        assert!(threads_note(Some(3), 2, None).unwrap().contains("may use 2 cores"));
     }
 }

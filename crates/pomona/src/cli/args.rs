@@ -92,7 +92,7 @@ pub struct EngineArgs {
     /// Seeds requests that bring no seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Worker threads [default: one for each core that the process may use]
+    /// Worker threads [default, and at most: one for each core that the process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 
