@@ -1,4 +1,5 @@
-//! Driving a replica in this process, without HTTP: requests in, their tokens' times out. For measurements and for perplexity.
+//! Driving a replica in this process, without HTTP: requests in, their tokens' times out. For
+//! measurements and for perplexity.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};

@@ -1,4 +1,4 @@
-//! A sweep as an SVG picture: a small plot for each series, with axes and spread, and cliffs in red.
+//! A sweep as an SVG picture: a small plot for each series, with axes and spread, cliffs in red.
 
 use std::fmt::Write;
 

@@ -15,7 +15,7 @@ use crate::models::progress::say;
 /// Flags of `bench kernel`.
 #[derive(Args, Debug)]
 #[command(after_help = "Products of 1 and of 512 tokens, with weights that no cache holds. \
-    Activations are two 8-bit terms where weights are integers: half the int8 peak is all there is.")]
+    Activations are two 8-bit terms where weights are integers: half the int8 peak is the most.")]
 pub struct KernelArgs {
     #[command(flatten)]
     model: ModelName,
