@@ -426,8 +426,8 @@ fn write_peer(peer: &Peer, out: &mut String) -> std::fmt::Result {
     writeln!(out, "\nbeside {}, in turns", peer.url)?;
     writeln!(
         out,
-        "clients  its tok/s     (min to max)   TTFT p50  tok/s ratio     (min to max)  TTFT ratio  \
-           (min to max)  failed"
+        "clients  its tok/s     (min to max)   TTFT p50  tok/s ratio     (min to max)  \
+         TTFT ratio     (min to max)  failed"
     )?;
     for row in &peer.served {
         let range =
