@@ -238,7 +238,9 @@ impl Report {
             )?;
         }
         writeln!(out, "server   {}", self.server)?;
-        writeln!(out, "{}", self.neighbours.words())?;
+        if self.quality.is_none() {
+            writeln!(out, "{}", self.neighbours.words())?;
+        }
         if let Some(ready) = &self.ready_s {
             writeln!(
                 out,

@@ -255,7 +255,8 @@ fn run_all(args: &AllArgs) -> Result<()> {
     let mut report = report(&args.engine, server);
     if let Some(text) = &args.quality.quality {
         report.quality = Some(predictions(args, text.as_deref(), &mut report)?);
-        return finish(&args.outcome, report, &watch);
+        // Nobody else on the machine changes what a model predicts.
+        return show(&args.outcome, &report);
     }
     let costs = match args.model.get() {
         Some(model) => Some(at_hand(args, model, &mut report)?),
@@ -288,21 +289,26 @@ fn report(engine: &EngineArgs, server: String) -> Report {
     Report::new(machine::measure(compose::threads(engine)), server)
 }
 
-/// Writes what was found.
+/// Says what was found, and how busy the machine was meanwhile.
 ///
 /// # Errors
 /// [`Busy`] where it counts for nothing.
 fn finish(outcome: &Outcome, mut report: Report, watch: &Watch) -> Result<()> {
     report.neighbours = watch.look();
-    if let Some(path) = &outcome.json {
-        let text = serde_json::to_vec_pretty(&report)?;
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    write!(stdout(), "{}", report.table())?;
+    show(outcome, &report)?;
     match report.neighbours {
         Neighbours { others_share: Some(share), busy: true } => Err(Busy(share).into()),
         _ => Ok(()),
     }
+}
+
+fn show(outcome: &Outcome, report: &Report) -> Result<()> {
+    if let Some(path) = &outcome.json {
+        let text = serde_json::to_vec_pretty(report)?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    write!(stdout(), "{}", report.table())?;
+    Ok(())
 }
 
 /// Reads a text with the model, and with what it is to be compared with.
