@@ -29,6 +29,7 @@ def words(command):
 
 class Pomona:
     name = "Pomona"
+    flags = []
 
     def __init__(self, args):
         self.args, self.model = args, args.model
@@ -39,13 +40,13 @@ class Pomona:
 
     def command(self, port):
         words = [self.args.pomona, "serve", self.model, "--port", port]
-        return [str(w) for w in words + ["--threads", self.args.threads]]
+        return [str(w) for w in words + ["--threads", self.args.threads, *self.flags]]
 
     def environment(self):
         return {}
 
     def engine(self, length, shallow):
-        words = ["--no-server", "--repeats", "1", "--n-prompt", str(length)]
+        words = ["--no-server", "--repeats", "1", "--n-prompt", str(length), *self.flags]
         found = client(self.args, [self.model, *words, "--threads", str(self.args.threads)])
         speeds = {row["what"]: row["tokens_per_s"]["median"] for row in found["engine"]}
         return {name: speeds[name] for name in names(length, shallow)}
@@ -64,6 +65,13 @@ class Pomona:
                     return client(self.args, ["--url", url, "--repeats", "1", *load])["served"]
                 finally:
                     stop(server)
+
+
+class EightBits(Pomona):
+    """As peers compute: quantised weights meet activations of 8 bits."""
+
+    name = "Pomona, 8-bit activations"
+    flags = ["--activation-bits", "8"]
 
 
 class LlamaCpp(Pomona):

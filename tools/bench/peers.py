@@ -75,19 +75,19 @@ def measure_quietly(engine, kind, round_number, args):
 
 
 def summary(entries, args):
-    """By figure and engine: spread, and Pomona's ratio to it over the rounds that both have."""
+    """By figure and engine: spread, and Pomona's ratios to it over the rounds that both have."""
     values = {}
     for entry in entries:
         for what, value in entry["figures"].items() if not entry["busy"] else ():
             values.setdefault(what, {}).setdefault(entry["engine"], {})[entry["round"]] = value
     found = {}
     for what, by_engine in values.items():
-        ours = by_engine.get(engines.Pomona.name, {})
         for name, by_round in by_engine.items():
-            both = [ours[r] / value for r, value in by_round.items() if r in ours]
-            cell = {"rounds": len(both), "value": spread(by_round.values())}
-            cell["called"] = len(both) >= args.rounds_min
-            cell["ratio"] = spread(both) if cell["called"] else None
+            cell = {"rounds": len(by_round), "value": spread(by_round.values())}
+            for ours in (engines.Pomona.name, engines.EightBits.name):
+                own = by_engine.get(ours, {})
+                both = [own[r] / value for r, value in by_round.items() if r in own]
+                cell[f"ratio of {ours}"] = spread(both) if len(both) >= args.rounds_min else None
             found.setdefault(what, {})[name] = cell
     return found
 
@@ -102,11 +102,13 @@ def show(found):
     def words(s, digits=1):
         return f"{s['median']:.{digits}f} ({s['min']:.{digits}f} to {s['max']:.{digits}f})"
 
-    print("\n| | engine | value | Pomona's ratio to it |\n| --- | --- | --- | --- |")
+    print("\n| | engine | value | Pomona's ratio to it | with 8-bit activations |")
+    print("| --- | --- | --- | --- | --- |")
     for what, by_engine in found.items():
         for name, cell in by_engine.items():
-            ratio = words(cell["ratio"], 2) if cell["called"] else "too few quiet rounds"
-            print(f"| {what} | {name} | {words(cell['value'])} | {ratio} |")
+            ratios = [cell[f"ratio of {e.name}"] for e in (engines.Pomona, engines.EightBits)]
+            ratios = [words(ratio, 2) if ratio else "too few quiet rounds" for ratio in ratios]
+            print(f"| {what} | {name} | {words(cell['value'])} | {' | '.join(ratios)} |")
 
 
 def arguments():
@@ -150,7 +152,7 @@ def main():
     machine.adopt_orphans()
     # Ended early, it still ends its servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    peers = [engines.Pomona(args)]
+    peers = [engines.Pomona(args), engines.EightBits(args)]
     peers += [engines.LlamaCpp(args)] if args.llama else []
     peers += [engines.OpenVino(args)] if args.openvino else []
     peers += [engines.Vllm(args)] if args.vllm else []

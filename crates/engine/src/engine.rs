@@ -48,6 +48,8 @@ pub struct EngineConfig {
     pub ordering: Ordering,
     /// Requests that may wait before more are refused.
     pub max_waiting: u32,
+    /// About how long a step with prompts may take while others decode.
+    pub step_target: Option<Micros>,
     /// Tokens that end a sequence.
     pub eos_token_ids: Vec<TokenId>,
     /// Seeds requests that bring none.
@@ -122,6 +124,7 @@ impl Engine {
             prefix_caching: config.prefix_caching,
             ordering: config.ordering,
             max_waiting: config.max_waiting,
+            step_target: config.step_target,
             eos_token_ids: config.eos_token_ids.clone(),
             speculation: config.speculation.clone(),
         })

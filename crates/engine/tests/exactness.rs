@@ -17,7 +17,7 @@ use pomona_kernels::{CpuOps, Ops};
 use pomona_models::{Checkpoint, LoadOptions};
 use pomona_scheduler::batch::Ordering;
 use pomona_types::{
-    Finish, FinishReason, Request, RequestId, Sampling, TenantId, TokenId, TokenLogprobs,
+    Finish, FinishReason, Micros, Request, RequestId, Sampling, TenantId, TokenId, TokenLogprobs,
     TokenOutput, TokenSink,
 };
 use support::{eager, ngram, suffix};
@@ -123,6 +123,7 @@ fn engine(path: &Path, setting: &Setting) -> Engine {
         prefix_caching: setting.prefix_caching,
         ordering: Ordering::Fcfs,
         max_waiting: 64,
+        step_target: Some(Micros(1_000)),
         eos_token_ids: checkpoint.eos_token_ids().to_vec(),
         seed: 0,
         speculation: setting.speculation.clone(),

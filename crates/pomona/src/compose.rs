@@ -14,6 +14,7 @@ use pomona_kernels::{CpuOps, Ops};
 use pomona_models::{Checkpoint, LoadOptions, Model};
 use pomona_scheduler::batch::Ordering;
 use pomona_text::{ChatTemplate, Tokenizer};
+use pomona_types::Micros;
 
 use crate::bench::report::Facts;
 use crate::cli::{EngineArgs, Policy};
@@ -260,6 +261,10 @@ impl Prepared {
                 Policy::Fair => Ordering::Fair,
             },
             max_waiting: self.args.max_waiting,
+            step_target: match self.args.step_target_ms {
+                0 => None,
+                ms => Some(Micros(1000 * u64::from(ms))),
+            },
             eos_token_ids,
             seed: self.args.seed,
             speculation: self.args.drafting().map(|mut drafting| {

@@ -74,6 +74,7 @@ impl Bench {
             groups: [LayerKind::Full, LayerKind::Sliding { window: 512 }][..groups].to_vec(),
             prefix_caching: true,
             ordering: Ordering::Fcfs,
+            step_target: Some(Micros(100_000)),
             max_waiting: running,
             eos_token_ids: vec![0],
             speculation: (drafts > 0).then_some(speculation),

@@ -16,6 +16,7 @@ fn a_request_from_submission_to_its_end() {
         groups: vec![LayerKind::Full],
         prefix_caching: true,
         ordering: Ordering::Fcfs,
+        step_target: None,
         max_waiting: 16,
         eos_token_ids: vec![0],
         speculation: None,

@@ -45,6 +45,7 @@ pub fn tiny_config(prefix_caching: bool, ends: bool) -> EngineConfig {
         prefix_caching,
         ordering: Ordering::Fcfs,
         max_waiting: 64,
+        step_target: None,
         eos_token_ids: ends,
         seed: 0,
         speculation: None,

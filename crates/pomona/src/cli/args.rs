@@ -57,6 +57,10 @@ pub struct EngineArgs {
     /// Most tokens in one step: larger prefills faster, smaller keeps streams even
     #[arg(long, value_name = "TOKENS", default_value = "256", value_parser = parse_tokens)]
     pub max_num_batched_tokens: u32,
+    /// About how many milliseconds a step may take when it reads prompts while others wait for their
+    /// next token; 0 for as long as --max-num-batched-tokens take
+    #[arg(long, value_name = "MS", default_value_t = 500)]
+    pub step_target_ms: u32,
     /// Number type of activations
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = parse_dtype)]
     pub dtype: Dtype,
@@ -189,6 +193,7 @@ impl EngineArgs {
         let always = [
             ("--max-num-seqs", Some(self.max_num_seqs.to_string())),
             ("--max-num-batched-tokens", Some(self.max_num_batched_tokens.to_string())),
+            ("--step-target-ms", Some(self.step_target_ms.to_string())),
             ("--activation-bits", Some(activation_bits.to_owned())),
             ("--kv-cache-dtype", Some(kv_dtype.to_owned())),
             ("--scheduling-policy", Some(policy.to_owned())),

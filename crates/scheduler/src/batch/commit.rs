@@ -20,6 +20,7 @@ impl State {
         effects: &mut Effects,
     ) {
         assert_eq!(self.in_flight.take(), Some(plan.step), "another plan is being computed");
+        self.pace.end(now);
         let mut sampled = result.sampled.as_slice();
         let mut charge = (TenantId(0), 0);
         for (at, row) in (0u32..).zip(&plan.rows) {

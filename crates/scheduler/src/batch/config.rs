@@ -1,6 +1,6 @@
 //! Limits within which the scheduler works.
 
-use pomona_types::{BLOCK_TOKENS, LayerKind, TokenId};
+use pomona_types::{BLOCK_TOKENS, LayerKind, Micros, TokenId};
 
 use super::{Ordering, Speculation};
 
@@ -11,6 +11,9 @@ pub struct Config {
     pub max_num_seqs: u32,
     /// Most tokens in a step.
     pub max_num_batched_tokens: u32,
+    /// How long a step may take, about, when it has prompts beside requests that decode; `None`:
+    /// as long as `max_num_batched_tokens` take.
+    pub step_target: Option<Micros>,
     /// Most tokens in a sequence, prompt and output.
     pub max_model_len: u32,
     /// Blocks in the pool; a block holds 16 tokens of one layer group.

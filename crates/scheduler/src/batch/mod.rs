@@ -9,6 +9,7 @@ mod blocks;
 mod commit;
 mod config;
 mod ordering;
+mod pace;
 mod plan;
 mod planning;
 mod prefix;

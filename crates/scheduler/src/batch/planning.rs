@@ -13,6 +13,29 @@ use super::speculation::Method;
 /// Blocks are kept back for the growth of running requests, at most this share of the pool.
 const RESERVE_SHARE: u32 = 50;
 
+/// What is left of a step.
+struct Budget {
+    tokens: u32,
+    /// Tokens of prompts, which are rows with more than one token due.
+    prompts: u32,
+    prompts_taken: u32,
+}
+
+impl Budget {
+    /// Most tokens of a row with so many due.
+    fn for_due(&self, due: u32) -> u32 {
+        if due > 1 { self.tokens.min(self.prompts) } else { self.tokens }
+    }
+
+    fn take(&mut self, due: u32, count: u32) {
+        self.tokens -= count;
+        if due > 1 {
+            self.prompts -= count;
+            self.prompts_taken += count;
+        }
+    }
+}
+
 impl State {
     /// Fills `plan` with the next step: running requests first, in order, then waiting ones if
     /// nothing had to be preempted. Returns whether there is anything to compute. Every plan with
@@ -26,7 +49,7 @@ impl State {
         plan.tokens.clear();
         plan.blocks.clear();
         plan.preempted.clear();
-        let mut budget = self.config.max_num_batched_tokens;
+        let mut budget = self.budget();
         self.plan_running(plan, &mut budget);
         if plan.preempted.is_empty() {
             self.plan_waiting(now, plan, &mut budget);
@@ -41,31 +64,49 @@ impl State {
         self.step += 1;
         plan.step = self.step;
         self.in_flight = Some(self.step);
+        self.pace.begin(now, budget.prompts_taken);
         true
     }
 
-    fn plan_running(&mut self, plan: &mut StepPlan, budget: &mut u32) {
+    /// What the next step may compute. While somebody decodes, prompts get what the target leaves.
+    fn budget(&self) -> Budget {
+        let decodes = |index: &u32| self.record(*index).due() == 1;
+        let prompts = match self.config.step_target {
+            Some(target) if self.running.iter().any(decodes) => self.pace.prompt_tokens(target),
+            _ => u32::MAX,
+        };
+        Budget { tokens: self.config.max_num_batched_tokens, prompts, prompts_taken: 0 }
+    }
+
+    fn plan_running(&mut self, plan: &mut StepPlan, budget: &mut Budget) {
         let speculates = self.config.speculation.is_some();
         // Tokens that the step computes: all that is known, and what is drafted on the way.
-        let mut tokens = if speculates { self.tokens_due(*budget) } else { 0 };
+        let mut tokens = if speculates { self.tokens_due(budget.tokens) } else { 0 };
         let mut at = 0;
-        while at < self.running.len() && *budget > 0 {
+        while at < self.running.len() && budget.tokens > 0 {
             let index = self.running[at];
             let record = &mut self.records[index as usize];
             if record.only_decodes() && !speculates {
                 emit(record, 1, Drafts::NONE, false, plan);
-                *budget -= 1;
+                budget.tokens -= 1;
+                at += 1;
+                continue;
+            }
+            let due = record.due();
+            let most = budget.for_due(due);
+            if most == 0 {
                 at += 1;
                 continue;
             }
             self.drop_unseen(index);
-            let count = self.affordable(index, *budget);
+            let count = self.affordable(index, most);
             if count > 0 {
                 let drafts = self.drafts(index, tokens);
                 tokens += drafts.count;
                 self.extend(index, count + drafts.count);
                 emit(self.record_mut(index), count, drafts, false, plan);
-                *budget -= count + drafts.count;
+                budget.tokens -= drafts.count;
+                budget.take(due, count);
                 at += 1;
             } else {
                 let victim = self.victim(at);
@@ -80,7 +121,7 @@ impl State {
         let groups = self.config.groups.len() as u32;
         let blocks = record.table_len + self.blocks.free() / groups;
         let room = blocks.saturating_mul(BLOCK_TOKENS) - record.computed;
-        (record.len() - record.computed).min(budget).min(room)
+        record.due().min(budget).min(room)
     }
 
     /// Tokens that are known and not computed, within a budget; all of it if requests wait.
@@ -88,10 +129,7 @@ impl State {
         if !self.waiting.is_empty() && !self.slots.is_empty() {
             return budget;
         }
-        let due = |index: &u32| {
-            let record = self.record(*index);
-            u64::from(record.len() - record.computed)
-        };
+        let due = |index: &u32| u64::from(self.record(*index).due());
         u64::from(budget).min(self.running.iter().map(due).sum()) as u32
     }
 
@@ -149,8 +187,8 @@ impl State {
         plan.preempted.push(self.record(index).id);
     }
 
-    fn plan_waiting(&mut self, now: Micros, plan: &mut StepPlan, budget: &mut u32) {
-        while *budget > 0 && !self.slots.is_empty() {
+    fn plan_waiting(&mut self, now: Micros, plan: &mut StepPlan, budget: &mut Budget) {
+        while budget.tokens.min(budget.prompts) > 0 && !self.slots.is_empty() {
             let Some(at) = self.next_waiting(now) else { return };
             let index = self.waiting[at];
             if !self.admit(now, index) {
@@ -158,11 +196,12 @@ impl State {
             }
             self.waiting.swap_remove(at);
             self.enter_running(index);
-            let count = self.affordable(index, *budget);
+            let due = self.record(index).due();
+            let count = self.affordable(index, budget.for_due(due));
             assert!(count > 0, "an admitted request has room for a token");
             self.extend(index, count);
             emit(self.record_mut(index), count, Drafts::NONE, true, plan);
-            *budget -= count;
+            budget.take(due, count);
         }
     }
 

@@ -114,6 +114,12 @@ impl Record {
         self.len() - self.prompt_len
     }
 
+    /// Tokens that are known and not computed.
+    #[inline]
+    pub(super) fn due(&self) -> u32 {
+        self.len() - self.computed
+    }
+
     /// Whether the next step computes its newest token and touches no block table.
     #[inline]
     pub(super) fn only_decodes(&self) -> bool {

@@ -6,6 +6,7 @@ use pomona_types::{BLOCK_TOKENS, FinishReason, Micros, Refusal, Request, Request
 
 use super::blocks::{Blocks, NONE};
 use super::ordering::Shares;
+use super::pace::Pace;
 use super::plan::{Effect, Effects, NO_BLOCK};
 use super::prefix::PrefixTree;
 use super::record::{RECENT, Record, Status};
@@ -42,6 +43,7 @@ pub struct State {
     /// Ends of requests that were aborted outside a step.
     ended: Vec<Effect>,
     pub(super) counters: Stats,
+    pub(super) pace: Pace,
     /// Scratch for prefix matches.
     pub(super) matched: Vec<u32>,
 }
@@ -105,6 +107,7 @@ impl State {
             arrivals: 0,
             ended: Vec::new(),
             counters: Stats::default(),
+            pace: Pace::default(),
             matched: Vec::new(),
             config,
         })

@@ -80,6 +80,7 @@ fn config(dice: &mut Dice) -> Config {
         groups,
         prefix_caching: dice.below(4) > 0,
         ordering: [Ordering::Fcfs, Ordering::Priority, Ordering::Fair][dice.below(3) as usize],
+        step_target: (dice.below(2) == 0).then(|| Micros(u64::from(dice.below(100)))),
         max_waiting: 1 + dice.below(30),
         eos_token_ids: vec![0],
         speculation: speculation(dice),
@@ -386,6 +387,7 @@ fn small_config(blocks: u32, ordering: Ordering) -> Config {
         groups: vec![LayerKind::Full],
         prefix_caching: true,
         ordering,
+        step_target: None,
         max_waiting: 8,
         eos_token_ids: vec![0],
         speculation: None,
@@ -426,6 +428,35 @@ fn a_long_prompt_is_computed_in_chunks() {
     }
     assert_eq!(counts, [(64, false), (64, false)]);
     assert_eq!((plan.rows[0].count, plan.rows[0].sample), (22, true));
+}
+
+#[test]
+fn a_prompt_comes_in_smaller_chunks_while_somebody_decodes() {
+    let config = Config {
+        max_num_batched_tokens: 128,
+        prefix_caching: false,
+        step_target: Some(Micros(1_000)),
+        ..small_config(64, Ordering::Fcfs)
+    };
+    let mut state = State::new(config).unwrap();
+    let mut plan = StepPlan::default();
+    let mut now = 0;
+    // A millisecond for each token.
+    let mut step = |state: &mut State, plan: &mut StepPlan| {
+        assert!(state.plan(Micros(now), plan));
+        now += 1_000 * plan.tokens.len() as u64;
+        let sampled = (0u32..).zip(&plan.rows).filter(|(_, r)| r.sample);
+        let sampled = sampled.map(|(row, _)| Sampled { row, token: 9 }).collect();
+        state.commit(Micros(now), plan, &StepResult { sampled }, &mut Effects::default());
+        plan.rows.iter().map(|row| row.count).collect::<Vec<_>>()
+    };
+    state.submit(Micros(0), request(1, 150, 3)).unwrap();
+    assert_eq!(step(&mut state, &mut plan), [128], "nobody waits for a token");
+    assert_eq!(step(&mut state, &mut plan), [22]);
+    state.submit(Micros(0), request(2, 150, 1)).unwrap();
+    assert_eq!(step(&mut state, &mut plan), [1, 64], "the least that pays");
+    assert_eq!(step(&mut state, &mut plan), [1, 64]);
+    assert_eq!(step(&mut state, &mut plan), [22], "the first has ended");
 }
 
 #[test]
