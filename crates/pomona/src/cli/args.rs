@@ -57,7 +57,7 @@ pub struct EngineArgs {
     /// Most tokens in one step: larger prefills faster, smaller keeps streams even
     #[arg(long, value_name = "TOKENS", default_value = "256", value_parser = parse_tokens)]
     pub max_num_batched_tokens: u32,
-    /// About how many milliseconds a step may take when it reads prompts while others wait for their
+    /// About how many milliseconds a step may take that reads prompts while others wait for their
     /// next token; 0 for as long as --max-num-batched-tokens take
     #[arg(long, value_name = "MS", default_value_t = 500)]
     pub step_target_ms: u32,
