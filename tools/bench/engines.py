@@ -153,8 +153,8 @@ class Vllm(OverLoad):
 
 
 class InProcess(OverLoad):
-    def __init__(self, venv, model):
-        self.model, self.venv = model, venv
+    def __init__(self, args, venv, model):
+        self.args, self.model, self.venv = args, model, venv
         self.python = venv / "bin/python"
 
     def served(self, load):
@@ -170,7 +170,7 @@ class OpenVino(InProcess):
     engine_name = "openvino"
 
     def __init__(self, args):
-        super().__init__(args.openvino, args.openvino_model)
+        super().__init__(args, args.openvino, args.openvino_model)
 
     def about(self):
         version = packages(self.venv, "openvino", "openvino-genai")
@@ -182,7 +182,7 @@ class MistralRs(InProcess):
     engine_name = "mistralrs"
 
     def __init__(self, args):
-        super().__init__(args.mistralrs, args.model)
+        super().__init__(args, args.mistralrs, args.model)
 
     def about(self):
         return {"version": packages(self.venv, "mistralrs"), "flags": ["max_seqs 32"]}
