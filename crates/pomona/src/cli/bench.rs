@@ -304,7 +304,7 @@ fn finish(outcome: &Outcome, mut report: Report, watch: &Watch) -> Result<()> {
 
 fn show(outcome: &Outcome, report: &Report) -> Result<()> {
     if let Some(path) = &outcome.json {
-        let text = serde_json::to_vec_pretty(report)?;
+        let text = serde_json::to_string_pretty(report)? + "\n";
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     write!(stdout(), "{}", report.table())?;
