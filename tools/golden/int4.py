@@ -17,9 +17,9 @@ import torch
 import transformers as tf
 from safetensors.torch import save_file
 
-import make
+from make import SIZES as TINY, TOKENS
 
-SIZES = make.SIZES | dict(
+SIZES = TINY | dict(
     hidden_size=64, intermediate_size=128, num_hidden_layers=2, initializer_range=0.2
 )
 # The matrix whose numbers are kept beside the logits, to be compared bit by bit.
@@ -110,7 +110,7 @@ def make(out, name, kind, config, quantisation, others):
     config = json.loads(model.config.to_json_string())
     config |= {"quantization_config": quantisation, "dtype": "float16"}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tokens = random.integers(3, SIZES["vocab_size"], make.TOKENS).tolist()
+    tokens = random.integers(3, SIZES["vocab_size"], TOKENS).tolist()
     with torch.no_grad():
         logits = model(torch.tensor([tokens])).logits[0]
     (folder / "expected.f32").write_bytes(logits.numpy().astype("<f4").tobytes())
