@@ -69,6 +69,11 @@ pub fn threads(args: &EngineArgs) -> usize {
     args.threads.map_or(cores, |threads| usize::from(threads).min(cores))
 }
 
+/// The CPU's operations as the flags want them.
+pub fn cpu_ops(args: &EngineArgs) -> CpuOps {
+    CpuOps::detect(threads(args)).with_activation_bits(args.activation_bits)
+}
+
 /// What to say where there are fewer threads than the user asked for, or the machine has cores.
 fn threads_note(asked: Option<u16>, cores: usize, quota: Option<f64>) -> Option<String> {
     let quota = quota.filter(|quota| *quota <= cores as f64);
@@ -303,8 +308,7 @@ impl Prepared {
         if let Some(note) = threads_note(self.args.threads, cores, quota) {
             say(&note);
         }
-        let ops = CpuOps::detect(threads(&self.args)).with_packed(store);
-        let ops = Arc::new(ops.with_activation_bits(self.args.activation_bits));
+        let ops = Arc::new(cpu_ops(&self.args).with_packed(store));
         let begun = Instant::now();
         let mut progress: Option<Progress> = None;
         let mut before = 0;

@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use clap::Args;
-use pomona_kernels::CpuOps;
 
 use super::{Outcome, finish};
 use crate::bench::others::Watch;
@@ -15,7 +14,8 @@ use crate::models::progress::say;
 /// Flags of `bench kernel`.
 #[derive(Args, Debug)]
 #[command(after_help = "Products of 1 and of 512 tokens, with weights that no cache holds. \
-    Activations are two 8-bit terms where weights are integers: half the int8 peak is the most.")]
+    Activations are two 8-bit terms where weights are integers, and half the int8 peak is the \
+    most, unless --activation-bits is 8.")]
 pub struct KernelArgs {
     #[command(flatten)]
     model: ModelName,
@@ -30,7 +30,7 @@ pub fn run(args: &KernelArgs) -> Result<()> {
     let prepared = compose::prepare(args.model.require("bench kernel")?, &args.engine)?;
     let watch = Watch::start(&[]);
     let threads = compose::threads(&args.engine);
-    let ops = CpuOps::detect(threads);
+    let ops = compose::cpu_ops(&args.engine);
     say("measuring kinds of matrices");
     let limits = || machine::measure(threads);
     let rounds = usize::from(args.outcome.repeats);
