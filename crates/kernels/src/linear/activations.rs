@@ -128,7 +128,6 @@ impl Activations {
             terms: &self.terms[self.places.block(token, 0)..],
             scaled: &self.scaled[self.places.block(token, 0)..],
             width: self.places.width,
-            two_terms: self.two_terms(),
         }
     }
 }
@@ -140,8 +139,6 @@ pub(super) struct Token<'a> {
     pub(super) terms: &'a [Terms],
     pub(super) scaled: &'a [Scaled],
     pub(super) width: usize,
-    /// Whether there are high terms other than zero.
-    pub(super) two_terms: bool,
 }
 
 /// Quantises whole tokens.

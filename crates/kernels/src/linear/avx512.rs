@@ -384,7 +384,8 @@ impl Few<'_> {
         let slab = self.slab;
         let (bytes, blocks) = (slab.group(group), slab.cols / BLOCK);
         let size = integer_bytes(slab.format);
-        let Token { terms, scaled, two_terms, .. } = self.activations.token(0);
+        let Token { terms, scaled, .. } = self.activations.token(0);
+        let two_terms = self.activations.two_terms();
         // SAFETY: the caller has the features; blocks are within the group and the activations,
         // where `T` tokens lie side by side.
         unsafe {

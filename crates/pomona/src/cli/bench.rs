@@ -74,15 +74,9 @@ enum Verb {
 #[derive(Args, Debug)]
 struct AllArgs {
     #[command(flatten)]
-    model: ModelName,
-    #[command(flatten)]
-    target: TargetArgs,
-    #[command(flatten)]
-    load: LoadArgs,
+    serve: ServeArgs,
     #[command(flatten)]
     quality: QualityArgs,
-    #[command(flatten)]
-    outcome: Outcome,
     /// Leave out the measurements of the engine alone
     #[arg(long)]
     no_engine: bool,
@@ -96,8 +90,6 @@ struct AllArgs {
     #[arg(long, value_name = "TOKENS,...", value_delimiter = ',', default_value = "512",
           value_parser = parse_tokens)]
     n_prompt: Vec<u32>,
-    #[command(flatten)]
-    engine: EngineArgs,
 }
 
 /// Flags of `bench serve`.
@@ -139,14 +131,9 @@ struct Outcome {
 }
 
 impl From<ServeArgs> for AllArgs {
-    fn from(args: ServeArgs) -> AllArgs {
-        let ServeArgs { model, target, load, outcome, engine } = args;
+    fn from(serve: ServeArgs) -> AllArgs {
         AllArgs {
-            model,
-            target,
-            load,
-            outcome,
-            engine,
+            serve,
             quality: QualityArgs { quality: None, reference: None },
             no_engine: true,
             no_server: false,
@@ -230,7 +217,7 @@ struct Costs {
 pub fn run(args: &BenchArgs) -> Result<()> {
     match &args.verb {
         None if args.all.startup => {
-            let AllArgs { model, outcome, engine, .. } = &args.all;
+            let ServeArgs { model, outcome, engine, .. } = &args.all.serve;
             run_startup(model, outcome, engine)
         }
         None => run_all(&args.all),
@@ -242,35 +229,36 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 }
 
 fn run_all(args: &AllArgs) -> Result<()> {
-    let Some(server) = args.target.url.clone().or(args.model.get().map(|_| "this binary".into()))
+    let Some(server) =
+        args.serve.target.url.clone().or(args.serve.model.get().map(|_| "this binary".into()))
     else {
         bail!("name a model, such as `pomona bench smollm2`, or give --url");
     };
-    let urls: Vec<&str> = [&args.target.url, &args.target.peer]
+    let urls: Vec<&str> = [&args.serve.target.url, &args.serve.target.peer]
         .into_iter()
         .flatten()
         .map(|url| url.as_str())
         .collect();
     let watch = Watch::start(&urls);
-    let mut report = report(&args.engine, server);
+    let mut report = report(&args.serve.engine, server);
     if let Some(text) = &args.quality.quality {
         report.quality = Some(predictions(args, text.as_deref(), &mut report)?);
         // Nobody else on the machine changes what a model predicts.
-        return show(&args.outcome, &report);
+        return show(&args.serve.outcome, &report);
     }
-    let costs = match args.model.get() {
+    let costs = match args.serve.model.get() {
         Some(model) => Some(at_hand(args, model, &mut report)?),
         None => None,
     };
     let runtime = tokio::runtime::Runtime::new()?;
-    match (&args.target.url, args.model.get()) {
+    match (&args.serve.target.url, args.serve.model.get()) {
         (Some(url), _) => drive(args, &runtime, url, &mut report, costs.as_ref())?,
         (None, Some(_)) if args.no_server => {}
         (None, Some(model)) => own_server(args, &runtime, model, &mut report, costs.as_ref())?,
         (None, None) => {}
     }
     report.model = costs.map(|costs| costs.facts);
-    finish(&args.outcome, report, &watch)
+    finish(&args.serve.outcome, report, &watch)
 }
 
 fn run_startup(model: &ModelName, outcome: &Outcome, engine: &EngineArgs) -> Result<()> {
@@ -313,16 +301,16 @@ fn show(outcome: &Outcome, report: &Report) -> Result<()> {
 
 /// Reads a text with the model, and with what it is to be compared with.
 fn predictions(args: &AllArgs, text: Option<&Path>, report: &mut Report) -> Result<Quality> {
-    let name = args.model.require("bench")?;
+    let name = args.serve.model.require("bench")?;
     let (text_name, text) = match text {
         Some(path) => (path.display().to_string(), super::perplexity::read(path)?),
         None => ("the built-in text".to_owned(), quality::TEXT.to_owned()),
     };
-    let prepared = compose::prepare(name, &args.engine)?;
+    let prepared = compose::prepare(name, &args.serve.engine)?;
     report.model = Some(prepared.facts());
-    let unquantised = args.engine.quantization.map(|_| name);
+    let unquantised = args.serve.engine.quantization.map(|_| name);
     let reference = args.quality.reference.as_deref().or(unquantised);
-    let mut as_stored = args.engine.clone();
+    let mut as_stored = args.serve.engine.clone();
     as_stored.quantization = None;
     let reference = reference.map(|name| compose::prepare(name, &as_stored)).transpose()?;
     quality::measure((&text_name, &text), &prepared, reference.as_ref())
@@ -330,22 +318,23 @@ fn predictions(args: &AllArgs, text: Option<&Path>, report: &mut Report) -> Resu
 
 /// Reads what the model costs; measures the engine alone unless another server is meant.
 fn at_hand(args: &AllArgs, model: &str, report: &mut Report) -> Result<Costs> {
-    let prepared = compose::prepare(model, &args.engine)?;
+    let prepared = compose::prepare(model, &args.serve.engine)?;
     let spec = prepared.checkpoint.spec().clone();
     let row_bytes = prepared.kv_row_bytes();
     let facts = prepared.facts();
     let kv_read: Box<dyn Fn(f64) -> f64> =
         Box::new(move |tokens| memory::kv_read_bytes(&spec, row_bytes, tokens));
-    if args.target.url.is_none() && !args.no_engine {
+    if args.serve.target.url.is_none() && !args.no_engine {
         say("measuring the engine");
         let loaded = prepared.load()?;
         let replica = loaded.engine.replica();
-        let repeats = usize::from(args.outcome.repeats);
+        let repeats = usize::from(args.serve.outcome.repeats);
         let options = engine::Options { prompts: &args.n_prompt, repeats };
         report.engine =
             engine::measure(replica.as_ref(), &report.machine, &facts, &kv_read, &options)?;
         let load = replica.load();
         report.drafts = args
+            .serve
             .engine
             .drafting()
             .map(|_| Drafts { drafted: load.draft_tokens, accepted: load.accepted_tokens });
@@ -386,9 +375,9 @@ fn own_server(
     costs: Option<&Costs>,
 ) -> Result<()> {
     say("starting the server");
-    let flags = args.engine.to_flags();
+    let flags = args.serve.engine.to_flags();
     let mut starts = Vec::new();
-    for _ in 1..args.outcome.repeats {
+    for _ in 1..args.serve.outcome.repeats {
         let server = Server::start(model, &flags)?;
         starts.push(server.ready.as_secs_f64());
         server.stop()?;
@@ -411,7 +400,7 @@ fn kv_touched_max(args: &AllArgs, served: &[Served], facts: &Facts) -> u64 {
     let tokens: f64 = served
         .iter()
         .map(|Served { level, .. }| {
-            let requests = level.requests * usize::from(args.outcome.repeats);
+            let requests = level.requests * usize::from(args.serve.outcome.repeats);
             let each = level.input_tokens_mean + level.output_tokens_mean;
             requests as f64 * (each + f64::from(BLOCK_TOKENS))
         })
@@ -428,22 +417,23 @@ fn drive(
     costs: Option<&Costs>,
 ) -> Result<()> {
     // The key is that of the server at --url.
-    let key = args.target.url.as_ref().and(args.target.api_key.as_deref());
-    let repeats = usize::from(args.outcome.repeats);
+    let key = args.serve.target.url.as_ref().and(args.serve.target.api_key.as_deref());
+    let repeats = usize::from(args.serve.outcome.repeats);
     runtime.block_on(async {
-        let name = args.target.served_model_name.as_deref();
-        let server = target(&args.load, Client::new(url, key)?, name).await?;
-        let peer = match &args.target.peer {
+        let name = args.serve.target.served_model_name.as_deref();
+        let server = target(&args.serve.load, Client::new(url, key)?, name).await?;
+        let peer = match &args.serve.target.peer {
             Some(url) => {
-                let (client, name) = (Client::new(url, None)?, args.target.peer_model.as_deref());
-                Some((url, target(&args.load, client, name).await?))
+                let (client, name) =
+                    (Client::new(url, None)?, args.serve.target.peer_model.as_deref());
+                Some((url, target(&args.serve.load, client, name).await?))
             }
             None => None,
         };
         let (mut levels, mut beside) = (Vec::new(), Vec::new());
-        for clients in args.load.clients.iter().map(|n| usize::from(*n)) {
+        for clients in args.serve.load.clients.iter().map(|n| usize::from(*n)) {
             say(&format!("measuring {clients} clients"));
-            let requests = clients * usize::from(args.load.requests_per_client);
+            let requests = clients * usize::from(args.serve.load.requests_per_client);
             let peer = peer.as_ref().map(|(_, peer)| peer);
             let both = in_turns(&server, peer, (clients, requests), repeats).await;
             levels.push(Level::of(clients, requests, both.0)?);
