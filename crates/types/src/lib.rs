@@ -1,17 +1,19 @@
 //! The words that all of Pomona shares: ids and units, a request and its sampling, what a model and
-//! its KV cache look like, and the seams ([`Replica`], [`TokenSink`]) between crates that must not
-//! know each other.
+//! its KV cache look like, and the seams ([`Replica`], [`TokenSink`], [`Collective`]) between crates that
+//! must not know each other.
 //!
 //! This crate decides nothing and does nothing: no clock, no thread, no I/O. Everything here is a
 //! value or a trait.
 #![forbid(unsafe_code)]
 
+mod collective;
 mod id;
 mod model;
 mod replica;
 mod request;
 mod units;
 
+pub use collective::{Collective, GroupError, LostCause};
 pub use id::{RequestId, TenantId, TokenId};
 pub use model::{LayerGroup, LayerKind, ModelSpec};
 pub use replica::{

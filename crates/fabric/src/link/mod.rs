@@ -1,0 +1,59 @@
+//! What a transport gives to the layers above: arenas, puts into them, and counters.
+//!
+//! The one primitive is a put with a notification behind it. It asks for no order between puts, so
+//! it maps to shared memory, to TCP frames, and to writes with immediate data of libfabric and
+//! verbs. A transport takes no decision and knows no collective; waiting is [`wait`](crate)'s.
+
+use std::time::Duration;
+
+use pomona_types::GroupError;
+
+/// Counters that each pair of ranks has in each direction.
+pub const COUNTERS: usize = 64;
+
+/// The ends that one rank holds of all its connections in one epoch. Made new for each epoch:
+/// nothing that was sent in an earlier one can arrive.
+pub trait Link: Send + Sync {
+    /// The own place.
+    fn rank(&self) -> usize;
+
+    /// How many ranks the epoch has.
+    fn ranks(&self) -> usize;
+
+    /// Bytes of each rank's arena: memory of its own that the others write.
+    fn arena_bytes(&self) -> usize;
+
+    /// Copies `parts`, one after the other, to `offset` of `peer`'s arena, and then adds one to its
+    /// counter `counter` for this rank. Returns when the parts may be reused, which a slow peer
+    /// can delay: not longer than until the abort.
+    fn put(
+        &self,
+        peer: usize,
+        offset: usize,
+        parts: &[&[u8]],
+        counter: usize,
+    ) -> Result<(), GroupError>;
+
+    /// How many notifications of `peer` have arrived on `counter`, the bytes before them in place.
+    /// Never blocks; may do the transport's work.
+    fn count(&self, peer: usize, counter: usize) -> u32;
+
+    /// Sleeps until something may have arrived or the abort was raised, `at_most` so long. What
+    /// arrives between a `count` and a `park` must not be slept through.
+    fn park(&self, at_most: Duration);
+
+    /// Copies out of the own arena, what a counter has said is there.
+    fn read(&self, offset: usize, out: &mut [u8]);
+
+    /// A rank's arena (the own one too) where it can be reached in place: start and length. Who
+    /// uses it keeps to the protocol of counters, for there are no locks.
+    fn arena(&self, _rank: usize) -> Option<(*mut u8, usize)> {
+        None
+    }
+
+    /// Why the epoch is over, if it is. Cheap: looked at in every wait.
+    fn aborted(&self) -> Option<GroupError>;
+
+    /// Ends the epoch for all ranks that can be told; the first cause stays.
+    fn abort(&self, why: GroupError);
+}
