@@ -1,6 +1,6 @@
 //! The engine as others see it: started with a model, used as a [`Replica`], stopped.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,13 +15,14 @@ use pomona_scheduler::batch::{
     Config, Effects, Method, Ordering, Speculation, State, StepPlan, StepResult,
 };
 use pomona_types::{
-    Load, Micros, ModelSpec, Refusal, Replica, ReplicaInfo, Request, RequestId, Sampling, TokenId,
-    TokenSink,
+    GroupError, Load, Micros, ModelSpec, Refusal, Replica, ReplicaInfo, Request, RequestId,
+    Sampling, TokenId, TokenSink,
 };
 
 use crate::draft::Draft;
 use crate::input::Input;
 use crate::kv::{draft_kv_cache, kv_cache};
+use crate::ranks::Others;
 use crate::step::{Active, Logits, Stepper};
 
 /// Most alternatives per token that a request may ask for (vLLM's default is 20).
@@ -70,6 +71,12 @@ pub enum EngineError {
     /// A forward pass failed.
     #[error("a step failed: {0}")]
     Step(#[source] ModelError),
+    /// A message of the leader that is none: a bug, or another version.
+    #[error("a step was ordered that cannot be: ranks of one model must be of one version")]
+    Order,
+    /// The ranks of a divided model lost each other.
+    #[error("the ranks that the model is divided over cannot go on")]
+    Group(#[from] GroupError),
     /// The operating system gave no thread.
     #[error("cannot start the engine's thread")]
     Thread(#[from] std::io::Error),
@@ -101,6 +108,17 @@ struct Inner {
     down: Option<String>,
 }
 
+/// What the step loop does next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Next {
+    /// Begins the planned step.
+    Step,
+    /// Nothing new.
+    Nothing,
+    /// Ends what is being computed, and then itself.
+    Stop,
+}
+
 impl Engine {
     /// Takes a loaded model, and the draft model if speculation has one, allocates KV memory and
     /// starts the step loop on a thread of its own.
@@ -112,6 +130,21 @@ impl Engine {
         model: Box<dyn Model>,
         draft: Option<Box<dyn Model>>,
         ops: Arc<dyn Ops>,
+    ) -> Result<Engine, EngineError> {
+        Engine::lead(config, model, draft, ops, None)
+    }
+
+    /// The same for a model that is divided over ranks, of which this is the first: all of them
+    /// are told of each step through `world`, and have to [`follow`](crate::follow).
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub fn lead(
+        config: EngineConfig,
+        model: Box<dyn Model>,
+        draft: Option<Box<dyn Model>>,
+        ops: Arc<dyn Ops>,
+        others: Option<Others>,
     ) -> Result<Engine, EngineError> {
         let spec = model.spec().clone();
         let groups = spec.layer_groups();
@@ -125,12 +158,13 @@ impl Engine {
             ordering: config.ordering,
             max_waiting: config.max_waiting,
             step_target: config.step_target,
+            steps_in_flight: others.as_ref().map_or(1, Others::stages) as u32,
             eos_token_ids: config.eos_token_ids.clone(),
             speculation: config.speculation.clone(),
         })
         .map_err(|e| EngineError::Config(e.to_string()))?;
         let device = ops.device().clone();
-        let kv = kv_cache(device.as_ref(), &spec, config.kv_dtype, config.kv_blocks)?;
+        let kv = kv_cache(device.as_ref(), &spec, model.part(), config.kv_dtype, config.kv_blocks)?;
         let draft = draft_for(&config, &spec, draft, device.as_ref())?;
         let max_tokens = config.max_num_batched_tokens as usize;
         let max_seqs = config.max_num_seqs as usize;
@@ -164,10 +198,11 @@ impl Engine {
             kv,
             draft,
             input,
-            stretches: Vec::new(),
             logits,
             active: HashMap::new(),
-            plan: StepPlan::default(),
+            others,
+            flights: VecDeque::new(),
+            landed: Vec::new(),
             result: StepResult::default(),
             effects: Effects::default(),
         };
@@ -245,6 +280,9 @@ fn run_to_end(mut stepper: Stepper) {
         }
         Err(_) => "the engine stopped: a bug in it was caught (see the log)".to_owned(),
     };
+    if let Some(others) = &mut stepper.others {
+        others.end();
+    }
     let arrivals = {
         let mut inner = stepper.shared.lock();
         inner.down = Some(message.clone());
@@ -266,28 +304,35 @@ impl Shared {
         Micros(self.started.elapsed().as_micros() as u64)
     }
 
-    /// Waits until there is a plan or an effect to deliver; `false` when told to stop.
-    pub(crate) fn await_work(
+    /// Plans the next step, or says that there is none now. With `wait`, comes back only when there
+    /// is a plan, an effect to deliver, or the order to stop.
+    pub(crate) fn next_plan(
         &self,
+        wait: bool,
         plan: &mut StepPlan,
         effects: &mut Effects,
         active: &mut HashMap<RequestId, Active>,
-    ) -> bool {
+    ) -> Next {
         let mut inner = self.lock();
-        inner.working = false;
-        while !inner.stop {
+        loop {
+            if inner.stop {
+                return Next::Stop;
+            }
+            inner.working = !wait;
             active.extend(inner.arrivals.drain(..));
             let now = self.now();
             self.progress.store(now.0, Relaxed);
             let planned = inner.state.plan(now, plan);
             inner.state.drain_aborted(effects);
-            if planned || !effects.list.is_empty() {
+            if planned {
                 inner.working = true;
-                return true;
+                return Next::Step;
+            }
+            if !wait || !effects.list.is_empty() {
+                return Next::Nothing;
             }
             inner = self.wake.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
-        false
     }
 
     /// Gives the scheduler what a step found. Takes arrivals in first: a request that came and was

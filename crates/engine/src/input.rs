@@ -4,11 +4,11 @@
 use bytemuck::cast_slice;
 use pomona_device::{DType, Device, DeviceError, View};
 use pomona_kernels::{Batch, Span};
-use pomona_scheduler::batch::{PlanRow, StepPlan};
+use pomona_scheduler::batch::PlanRow;
 use pomona_types::{BLOCK_TOKENS, TokenId};
 
 /// Some tokens of one sequence, one after another, in a forward.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) struct Stretch {
     /// The scheduler's slot, whose block tables it uses.
     pub(crate) slot: u32,
@@ -28,6 +28,21 @@ impl From<&PlanRow> for Stretch {
             (false, false) => 0,
         };
         Stretch { slot: row.slot, start: row.computed, count: row.count, outputs }
+    }
+}
+
+/// What a plan adds to the block tables of a slot: they are cut to `known` entries, and those up
+/// to `len` follow in the plan's blocks, group by group.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Told {
+    pub(crate) slot: u32,
+    pub(crate) known: u32,
+    pub(crate) len: u32,
+}
+
+impl From<&PlanRow> for Told {
+    fn from(row: &PlanRow) -> Told {
+        Told { slot: row.slot, known: row.known, len: row.table_len }
     }
 }
 
@@ -66,17 +81,23 @@ impl Input {
         })
     }
 
-    /// Takes note of what a plan adds to block tables.
-    pub(crate) fn learn(&mut self, plan: &StepPlan) {
-        for row in &plan.rows {
-            let added = (row.table_len - row.known) as usize;
-            for (group, tables) in self.tables.iter_mut().enumerate() {
-                let start = row.added as usize + group * added;
-                let table = &mut tables[row.slot as usize];
-                table.truncate(row.known as usize);
-                table.extend_from_slice(&plan.blocks[start..start + added]);
+    /// Takes note of what a plan adds to block tables. `None` where that cannot be: a message that
+    /// was damaged.
+    pub(crate) fn learn(&mut self, told: &[Told], mut blocks: &[u32]) -> Option<()> {
+        for told in told {
+            let added = told.len.checked_sub(told.known)? as usize;
+            for tables in &mut self.tables {
+                let table = tables.get_mut(told.slot as usize)?;
+                let new;
+                (new, blocks) = blocks.split_at_checked(added)?;
+                if table.len() < told.known as usize {
+                    return None;
+                }
+                table.truncate(told.known as usize);
+                table.extend_from_slice(new);
             }
         }
+        blocks.is_empty().then_some(())
     }
 
     /// Copies the input of a forward to the device: `tokens` of all `stretches`, concatenated.

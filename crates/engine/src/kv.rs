@@ -3,29 +3,43 @@
 
 use pomona_device::{DType, Device, DeviceError};
 use pomona_kernels::{KvLayer, kv_row_bytes};
-use pomona_models::KvCache;
+use pomona_models::{KvCache, ModelPart};
 use pomona_types::{BLOCK_TOKENS, LayerKind, ModelSpec};
 
-/// Bytes of KV that one block takes.
-pub fn kv_block_bytes(spec: &ModelSpec, dtype: DType) -> u64 {
-    spec.block_bytes(kv_row_bytes(dtype, spec.head_dim as usize) as u32)
+/// Bytes of KV that one block takes, of all of a model or of the part that some rank has.
+pub fn kv_block_bytes(whole: &ModelSpec, part: &ModelPart, dtype: DType) -> u64 {
+    block_bytes(&places(whole, part), &part.spec, dtype)
 }
 
-/// Allocates `blocks` blocks. Layer `i` of a group lives in slot `i` of the blocks that the group
-/// owns; layers of different groups share a slot's memory, never a block.
+/// Allocates `blocks` blocks for a model or a part of it. A block belongs to one of the whole
+/// model's layer groups, and has a slot for each of the group's layers that are here; layers of
+/// different groups share a slot's memory, never a block.
 pub fn kv_cache(
     device: &dyn Device,
-    spec: &ModelSpec,
+    whole: &ModelSpec,
+    part: &ModelPart,
     dtype: DType,
     blocks: u32,
 ) -> Result<KvCache, DeviceError> {
-    let mut places = vec![(0, 0); spec.layers.len()];
-    for (group, members) in spec.layer_groups().iter().enumerate() {
-        for (slot, layer) in members.layers.iter().enumerate() {
-            places[*layer as usize] = (group, slot);
-        }
-    }
-    allocate(device, spec, &places, dtype, blocks)
+    allocate(device, &part.spec, &places(whole, part), dtype, blocks)
+}
+
+/// A group and a slot for each layer that is here.
+fn places(whole: &ModelSpec, part: &ModelPart) -> Vec<(usize, usize)> {
+    let groups = whole.layer_groups();
+    let mut used = vec![0; groups.len()];
+    let layers = part.first_layer..part.first_layer + part.spec.layers.len() as u32;
+    let place = |layer: u32| {
+        let group = groups.iter().position(|group| group.layers.contains(&layer)).unwrap_or(0);
+        used[group] += 1;
+        (group, used[group] - 1)
+    };
+    layers.map(place).collect()
+}
+
+fn block_bytes(places: &[(usize, usize)], spec: &ModelSpec, dtype: DType) -> u64 {
+    let row = kv_row_bytes(dtype, spec.head_dim as usize) as u64;
+    slots(places) as u64 * u64::from(BLOCK_TOKENS) * 2 * u64::from(spec.kv_heads) * row
 }
 
 /// Allocates KV of the model `draft` for the blocks of the model `target`; `None` when those do not
@@ -42,9 +56,7 @@ pub(crate) fn draft_kv_cache(
 
 /// Bytes of a draft model's KV that one block of its target takes; `None` as above.
 pub fn draft_block_bytes(target: &ModelSpec, draft: &ModelSpec, dtype: DType) -> Option<u64> {
-    let slots = slots(&draft_places(target, draft)?) as u64;
-    let row = kv_row_bytes(dtype, draft.head_dim as usize) as u64;
-    Some(slots * u64::from(BLOCK_TOKENS) * 2 * u64::from(draft.kv_heads) * row)
+    Some(block_bytes(&draft_places(target, draft)?, draft, dtype))
 }
 
 /// A group and a slot for each layer of a draft model: a group of the target that keeps what the
@@ -122,5 +134,18 @@ mod tests {
         assert_eq!(draft_places(&spec(&[wide]), &spec(&[full])), None);
         let bytes = draft_block_bytes(&target, &spec(&[full; 3]), DType::F16);
         assert_eq!(bytes, Some(3 * 16 * 2 * 2 * 16 * 2));
+    }
+
+    #[test]
+    fn a_stage_has_slots_for_its_own_layers_in_the_groups_of_all() {
+        let [full, sliding] = [LayerKind::Full, LayerKind::Sliding { window: 8 }];
+        let whole = spec(&[sliding, sliding, full, sliding, sliding, full]);
+        let all = ModelPart { spec: whole.clone(), first_layer: 0 };
+        // Three groups: the full layers 2 and 5, the sliding ones 0 and 1, 3 and 4.
+        assert_eq!(places(&whole, &all), [(1, 0), (1, 1), (0, 0), (2, 0), (2, 1), (0, 1)]);
+        let bytes = kv_block_bytes(&whole, &all, DType::F16);
+        assert_eq!(bytes, whole.block_bytes(2 * 16));
+        let stage = ModelPart { spec: spec(&whole.layers[3..]), first_layer: 3 };
+        assert_eq!(places(&whole, &stage), [(2, 0), (2, 1), (0, 0)]);
     }
 }

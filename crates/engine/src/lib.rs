@@ -10,9 +10,12 @@ mod draft;
 mod engine;
 mod input;
 mod kv;
+mod order;
+mod ranks;
 pub mod sampling;
 mod step;
 
 pub use engine::{Engine, EngineConfig, EngineError};
 pub use kv::{draft_block_bytes, kv_block_bytes, kv_cache};
 pub use pomona_scheduler::batch::{Lookup, Method, Speculation};
+pub use ranks::{FollowConfig, Others, follow};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytemuck::cast_slice_mut;
 use pomona_device::{DType, DeviceError, View};
 use pomona_kernels::Ops;
-use pomona_models::{KvCache, Model, ModelError};
+use pomona_models::{KvCache, LOGIT_ROWS_MAX, Model, ModelError};
 use pomona_scheduler::batch::{Effect, Effects, PlanRow, Sampled, StepPlan, StepResult};
 use pomona_types::{
     Finish, FinishReason, Request, RequestId, TokenId, TokenLogprobs, TokenOutput, TokenSink,
@@ -14,12 +14,11 @@ use pomona_types::{
 
 use crate::EngineError;
 use crate::draft::Draft;
-use crate::engine::Shared;
+use crate::engine::{Next, Shared};
 use crate::input::{Input, Stretch};
+use crate::order::Order;
+use crate::ranks::Others;
 use crate::sampling::{Candidate, Sampler, token_logprobs};
-
-/// Rows of logits computed and sampled at a time: bounds their memory to 32 vocabularies.
-pub(crate) const LOGIT_ROWS: usize = 32;
 
 /// Everything the engine's thread owns.
 pub(crate) struct Stepper {
@@ -29,12 +28,23 @@ pub(crate) struct Stepper {
     pub(crate) kv: KvCache,
     pub(crate) draft: Option<Draft>,
     pub(crate) input: Input,
-    pub(crate) stretches: Vec<Stretch>,
     pub(crate) logits: Logits,
     pub(crate) active: HashMap<RequestId, Active>,
-    pub(crate) plan: StepPlan,
+    /// The ranks that this one leads, if the model is divided.
+    pub(crate) others: Option<Others>,
+    /// Steps that are being computed, in their order: several where the model has stages.
+    pub(crate) flights: VecDeque<Flight>,
+    /// Memory of steps that are over.
+    pub(crate) landed: Vec<Flight>,
     pub(crate) result: StepResult,
     pub(crate) effects: Effects,
+}
+
+/// A step from its plan to its commit.
+#[derive(Default)]
+pub(crate) struct Flight {
+    pub(crate) plan: StepPlan,
+    order: Order,
 }
 
 /// A request between submission and its end.
@@ -59,8 +69,8 @@ pub(crate) struct Logits {
 impl Logits {
     pub(crate) fn new(ops: &dyn Ops, vocab: usize) -> Result<Logits, DeviceError> {
         Ok(Logits {
-            device: ops.device().alloc_view(DType::F32, &[LOGIT_ROWS, vocab])?,
-            host: vec![0.0; LOGIT_ROWS * vocab],
+            device: ops.device().alloc_view(DType::F32, &[LOGIT_ROWS_MAX, vocab])?,
+            host: vec![0.0; LOGIT_ROWS_MAX * vocab],
             candidates: Vec::new(),
             vocab,
         })
@@ -74,8 +84,9 @@ impl Logits {
         outputs: usize,
         mut take: impl FnMut(&mut [f32], &mut Vec<Candidate>),
     ) -> Result<(), EngineError> {
-        for start in (0..outputs).step_by(LOGIT_ROWS) {
-            let end = outputs.min(start + LOGIT_ROWS);
+        model.outputs(ops, outputs)?;
+        for start in (0..outputs).step_by(LOGIT_ROWS_MAX) {
+            let end = outputs.min(start + LOGIT_ROWS_MAX);
             let view = self.device.rows(0, end - start);
             model.logits(ops, start..end, &view)?;
             let host = &mut self.host[..(end - start) * self.vocab];
@@ -117,39 +128,67 @@ impl Active {
 }
 
 impl Stepper {
-    /// Steps until told to stop. An error means that the model or a device failed.
+    /// Steps until told to stop. An error means that the model, a device or a rank failed.
     pub(crate) fn run(&mut self) -> Result<(), EngineError> {
-        while self.shared.await_work(&mut self.plan, &mut self.effects, &mut self.active) {
-            if !self.plan.rows.is_empty() {
-                self.compute()?;
-                self.shared.commit(&self.plan, &self.result, &mut self.effects, &mut self.active);
+        let stages = self.others.as_ref().map_or(1, Others::stages);
+        loop {
+            let mut flight = self.landed.pop().unwrap_or_default();
+            let idle = self.flights.is_empty();
+            let (effects, active) = (&mut self.effects, &mut self.active);
+            match self.shared.next_plan(idle, &mut flight.plan, effects, active) {
+                Next::Stop if idle => return Ok(()),
+                Next::Step => {
+                    self.depart(&mut flight)?;
+                    self.flights.push_back(flight);
+                    if self.flights.len() < stages {
+                        self.deliver();
+                        continue;
+                    }
+                }
+                Next::Nothing | Next::Stop => self.landed.push(flight),
+            }
+            if let Some(flight) = self.flights.pop_front() {
+                self.arrive(&flight)?;
+                let (plan, active) = (&flight.plan, &mut self.active);
+                self.shared.commit(plan, &self.result, &mut self.effects, active);
+                self.landed.push(flight);
             }
             self.deliver();
         }
-        Ok(())
     }
 
-    /// Runs the plan and samples: after the last known token, and after each draft for as long as
-    /// it is the very token that was sampled.
-    fn compute(&mut self) -> Result<(), EngineError> {
-        self.input.learn(&self.plan);
+    /// Begins a step.
+    fn depart(&mut self, flight: &mut Flight) -> Result<(), EngineError> {
+        let (plan, order) = (&mut flight.plan, &mut flight.order);
+        order.take(plan);
+        self.input.learn(&order.told, &order.blocks).ok_or(EngineError::Order)?;
         if let Some(draft) = &mut self.draft {
-            draft.write(&self.ops, &mut self.input, &mut self.logits, &mut self.plan)?;
+            draft.write(&self.ops, &mut self.input, &mut self.logits, plan)?;
+            order.tokens.clone_from(&plan.tokens);
         }
-        let plan = &self.plan;
-        self.stretches.clear();
-        self.stretches.extend(plan.rows.iter().map(Stretch::from));
+        if let Some(others) = &mut self.others {
+            others.step(order)?;
+        }
         let device = self.ops.device().as_ref();
-        let batch = self.input.batch(device, &plan.tokens, &self.stretches)?;
-        self.model.forward(self.ops.as_ref(), &batch, &self.kv)?;
+        let batch = self.input.batch(device, &order.tokens, &order.stretches)?;
+        Ok(self.model.forward(self.ops.as_ref(), &batch, &self.kv)?)
+    }
+
+    /// Ends the oldest step: samples after the last known token, and after each draft for as long
+    /// as it is the very token that was sampled.
+    fn arrive(&mut self, flight: &Flight) -> Result<(), EngineError> {
+        let Flight { plan, order } = flight;
+        if let Some(others) = &mut self.others {
+            others.outputs()?;
+        }
         self.result.sampled.clear();
-        let outputs = batch.logit_rows.shape()[0];
+        let outputs = order.outputs();
         let mut walk = OutputWalk::default();
         // The row in which the next outputs follow a wrong draft.
         let mut wrong = None;
         let (active, sampled) = (&mut self.active, &mut self.result.sampled);
         let take = |logits: &mut [f32], candidates: &mut Vec<Candidate>| {
-            let (index, offset, next) = walk.next(&self.stretches);
+            let (index, offset, next) = walk.next(&order.stretches);
             let row = &plan.rows[index];
             if wrong == Some(index) {
                 return;

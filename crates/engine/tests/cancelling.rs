@@ -11,7 +11,7 @@ use std::time::Duration;
 use pomona_device::View;
 use pomona_engine::Engine;
 use pomona_kernels::{Batch, Ops};
-use pomona_models::{KvCache, Model, ModelError};
+use pomona_models::{KvCache, Model, ModelError, ModelPart};
 use pomona_types::{
     Finish, FinishReason, ModelSpec, Request, RequestId, Sampling, TenantId, TokenOutput, TokenSink,
 };
@@ -30,6 +30,14 @@ struct Held {
 impl Model for Held {
     fn spec(&self) -> &ModelSpec {
         self.model.spec()
+    }
+
+    fn part(&self) -> &ModelPart {
+        self.model.part()
+    }
+
+    fn outputs(&mut self, ops: &dyn Ops, count: usize) -> Result<(), ModelError> {
+        self.model.outputs(ops, count)
     }
 
     fn forward(&mut self, ops: &dyn Ops, batch: &Batch, kv: &KvCache) -> Result<(), ModelError> {

@@ -23,6 +23,18 @@ impl TokenSink for Sink {
     }
 }
 
+/// The same, which holds the engine until somebody takes what is sent.
+struct Held(mpsc::SyncSender<Result<TokenId, Finish>>);
+
+impl TokenSink for Held {
+    fn token(&mut self, output: TokenOutput) {
+        let _ = self.0.send(Ok(output.token));
+    }
+    fn finish(&mut self, finish: Finish) {
+        let _ = self.0.send(Err(finish));
+    }
+}
+
 fn request(id: u64, prompt: &[TokenId], max_tokens: u32) -> Request {
     Request {
         id: RequestId(id),
@@ -47,11 +59,13 @@ fn an_engine_answers_refuses_cancels_and_stops() {
     assert!(matches!(&answer[4], Err(Finish { reason: FinishReason::Length, .. })));
 
     // What can never run is refused at once.
-    let refused = replica.submit(request(2, &[9_999], 4), Box::new(Sink(send.clone())));
+    let refused = replica.submit(request(2, &[9_999], 4), Box::new(Sink(send)));
     assert!(matches!(refused, Err(Refusal::Invalid(why)) if why.contains("9999")));
 
-    // A cancelled request ends, and holds nothing.
-    replica.submit(request(3, &[5], 100), Box::new(Sink(send))).unwrap();
+    // A cancelled request ends, and holds nothing. Its first token waits to be taken, so that it
+    // cannot end by itself before.
+    let (held, receive) = mpsc::sync_channel(0);
+    replica.submit(request(3, &[5], 100), Box::new(Held(held))).unwrap();
     replica.cancel(RequestId(3));
     let end = receive.iter().find_map(Result::err).unwrap();
     assert_eq!(end.reason, FinishReason::Abort);

@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use pomona_device::{DType, Device, Pool, Probe, View, probe};
 use pomona_kernels::{
-    ActivationBits, Attention, CpuOps, Format, KvLayer, LinearPart, Matrix, Ops, Span, StoredRows,
-    WeightSource, Write, int8_tile_ops,
+    ActivationBits, Attention, CpuOps, Format, HeadGroups, KvLayer, LinearPart, Matrix, Ops, Span,
+    StoredRows, WeightSource, Write, int8_tile_ops,
 };
 
 const ROUNDS: usize = 15;
@@ -134,7 +134,14 @@ fn attention(ops: &CpuOps, limits: &Probe) {
             let start = (seen - rows) as u32;
             let table_len = blocks as u32;
             let spans = [Span { first_row: 0, rows: rows as u32, start, table: 0, table_len }];
-            let how = Attention { spans: &spans, tables: &tables, scale: 0.125, window: None };
+            let heads_of = HeadGroups { size: heads / kv_heads, skipped: 0 };
+            let how = Attention {
+                spans: &spans,
+                tables: &tables,
+                scale: 0.125,
+                window: None,
+                heads: heads_of,
+            };
             let layer = KvLayer { k, v };
             let (seconds, best) = time(|| ops.attention(&q, &layer, &how, &out).unwrap());
             let bytes = (2 * seen * kv_heads * dim * 2) as f64;

@@ -3,9 +3,11 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytemuck::{cast_slice, cast_slice_mut};
 use pomona_device::{
     Access, Buffer, DType, Device, DeviceError, HostDevice, HostMemory, Pool, View, split,
 };
+use pomona_types::Collective;
 
 use crate::attention::{self, BLOCK, Cache, CacheMut, Problem, Workspace};
 use crate::linear::packed::{self, GROUP};
@@ -13,8 +15,8 @@ use crate::linear::{self, Part, linear};
 use crate::packing::{self, PackedStore};
 use crate::rows::{Glu, RmsNorm, Rope};
 use crate::{
-    Activation, ActivationBits, Attention, Isa, KvLayer, LinearPart, Matrix, OpError, Ops,
-    RopeStyle, WeightSource, Write,
+    Activation, ActivationBits, Attention, Embedding, Isa, KvLayer, LinearPart, Matrix, OpError,
+    Ops, RopeStyle, WeightSource, Write,
 };
 
 /// Elements from which an operation on rows is worth a join.
@@ -156,7 +158,8 @@ impl Ops for CpuOps {
         Ok(Matrix { format, rows, cols, storage })
     }
 
-    fn embed(&self, table: &Matrix, tokens: &View, scale: f32, out: &View) -> Result<(), OpError> {
+    fn embed(&self, embedding: &Embedding<'_>, tokens: &View, out: &View) -> Result<(), OpError> {
+        let Embedding { table, first, vocab, scale } = *embedding;
         let (rows, width) = rows_of(out);
         ensure(width == table.cols && tokens.elements() == rows, "embed", || {
             format!("{:?} from {} columns and {:?}", out.shape(), table.cols, tokens.shape())
@@ -171,9 +174,11 @@ impl Ops for CpuOps {
         let group_bytes = weights.len() / table.rows.div_ceil(GROUP);
         for (token, out) in tokens.iter().zip(out.chunks_exact_mut(width)) {
             let token = *token as usize;
-            ensure(token < table.rows, "embed", || {
-                format!("token {token} of a vocabulary of {}", table.rows)
-            })?;
+            ensure(token < vocab, "embed", || format!("token {token} of a vocabulary of {vocab}"))?;
+            let Some(token) = token.checked_sub(first).filter(|token| *token < table.rows) else {
+                out.fill(0.0);
+                continue;
+            };
             let group = &weights[token / GROUP * group_bytes..][..group_bytes];
             packed::row(table.format, group, token % GROUP, out);
             if scale != 1.0 {
@@ -379,7 +384,8 @@ impl Ops for CpuOps {
         let shape = q.shape();
         let fits = shape.len() == 3
             && shape[2] == head_dim
-            && shape[1].is_multiple_of(kv_heads)
+            && how.heads.skipped < how.heads.size
+            && (shape[1] + how.heads.skipped).div_ceil(how.heads.size) == kv_heads
             && out.shape() == shape;
         ensure(fits, "attention", || format!("{shape:?} over {:?}", layer.k.shape()))?;
         check_spans(how, shape[0], blocks)?;
@@ -401,6 +407,7 @@ impl Ops for CpuOps {
             v,
             heads: shape[1],
             kv_heads,
+            groups: how.heads,
             head_dim,
             scale: how.scale,
             window: how.window,
@@ -486,6 +493,65 @@ impl Ops for CpuOps {
             out.copy_from_slice(&x[row * width..][..width]);
         }
         Ok(())
+    }
+
+    fn columns(&self, x: &View, first: usize, out: &View) -> Result<(), OpError> {
+        let ((rows, width), (count, own)) = (rows_of(x), rows_of(out));
+        let fits = rows == count && first.checked_add(own).is_some_and(|end| end <= width);
+        ensure(fits && own > 0, "columns", || {
+            format!("{:?} from column {first} of {:?}", out.shape(), x.shape())
+        })?;
+        apart("columns", out, &[x])?;
+        let access = self.memory.enter();
+        // SAFETY: `out` does not overlap the input.
+        let (x, out) = unsafe { (access.read::<f32>(x)?, access.write::<f32>(out)?) };
+        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(own)) {
+            out.copy_from_slice(&x[first..][..own]);
+        }
+        Ok(())
+    }
+
+    fn all_gather(
+        &self,
+        group: &dyn Collective,
+        widths: &[usize],
+        own: &View,
+        all: &View,
+    ) -> Result<(), OpError> {
+        let ((rows, width), (all_rows, all_width)) = (rows_of(own), rows_of(all));
+        let fits = rows == all_rows
+            && widths.get(group.rank()) == Some(&width)
+            && widths.iter().sum::<usize>() == all_width;
+        ensure(fits, "all_gather", || {
+            format!("{:?} into {:?}, widths {widths:?}", own.shape(), all.shape())
+        })?;
+        apart("all_gather", all, &[own])?;
+        let access = self.memory.enter();
+        // SAFETY: the output does not overlap the input.
+        let (own, all) = unsafe { (access.read::<f32>(own)?, access.write::<f32>(all)?) };
+        let widths: Vec<usize> = widths.iter().map(|width| width * size_of::<f32>()).collect();
+        Ok(group.all_gather(rows, &widths, cast_slice(own), cast_slice_mut(all))?)
+    }
+
+    fn all_reduce(&self, group: &dyn Collective, x: &View) -> Result<(), OpError> {
+        let access = self.memory.enter();
+        // SAFETY: the only view that is used.
+        let x = unsafe { access.write::<f32>(x)? };
+        Ok(group.all_reduce(x)?)
+    }
+
+    fn send(&self, group: &dyn Collective, to: usize, x: &View) -> Result<(), OpError> {
+        let access = self.memory.enter();
+        // SAFETY: the only view that is used.
+        let x = unsafe { access.read::<f32>(x)? };
+        Ok(group.send(to, cast_slice(x))?)
+    }
+
+    fn receive(&self, group: &dyn Collective, from: usize, x: &View) -> Result<(), OpError> {
+        let access = self.memory.enter();
+        // SAFETY: the only view that is used.
+        let x = unsafe { access.write::<f32>(x)? };
+        Ok(group.receive(from, cast_slice_mut(x))?)
     }
 }
 

@@ -26,7 +26,8 @@ pub use linear::amx::peak::int8_tile_ops;
 pub use linear::packed::LAYOUT as PACKED_LAYOUT;
 pub use linear::{ActivationBits, LinearPath};
 pub use ops::{
-    Activation, Attention, Batch, KvLayer, LinearPart, Matrix, OpError, Ops, RopeStyle, Span, Write,
+    Activation, Attention, Batch, Embedding, HeadGroups, KvLayer, LinearPart, Matrix, OpError, Ops,
+    RopeStyle, Span, Write,
 };
 pub use packing::PackedStore;
 pub use weights::{QuantisedRows, StoredRows, WeightRows, WeightSource};

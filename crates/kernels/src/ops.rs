@@ -6,9 +6,11 @@
 //! entry and panic never on what a file or a request can contain.
 
 use std::any::Any;
+use std::ops::Range;
 use std::sync::Arc;
 
 use pomona_device::{Device, DeviceError, View};
+use pomona_types::{Collective, GroupError};
 
 use crate::{Format, WeightSource};
 
@@ -26,6 +28,9 @@ pub enum OpError {
     /// From the device.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// From the ranks that a model is divided over.
+    #[error(transparent)]
+    Group(#[from] GroupError),
 }
 
 /// A weight matrix `[rows = output features, cols = input features]` on a device, in whatever
@@ -50,6 +55,18 @@ pub struct LinearPart<'a> {
     pub bias: Option<&'a View>,
     /// Where it goes.
     pub out: &'a View,
+}
+
+/// A table of embeddings, or a part of it.
+pub struct Embedding<'a> {
+    /// Its rows.
+    pub table: &'a Matrix,
+    /// Where they stand in the vocabulary.
+    pub first: usize,
+    /// Number of token ids.
+    pub vocab: usize,
+    /// Multiplies what is read.
+    pub scale: f32,
 }
 
 /// Whether a result replaces what was there or is added to it (residual connections).
@@ -133,6 +150,25 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// Tokens visible, own included; `None` for all.
     pub window: Option<u32>,
+    /// Which query heads read which KV head.
+    pub heads: HeadGroups,
+}
+
+/// Query heads are divided evenly over KV heads; of the first group, some may be on another rank.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HeadGroups {
+    /// Query heads that share a KV head.
+    pub size: usize,
+    /// How many of the first group are not here; less than `size`.
+    pub skipped: usize,
+}
+
+impl HeadGroups {
+    /// The query heads, of `heads` that are here, which read a KV head.
+    pub fn of(self, kv_head: usize, heads: usize) -> Range<usize> {
+        let first = (kv_head * self.size).saturating_sub(self.skipped);
+        first..((kv_head + 1) * self.size).saturating_sub(self.skipped).min(heads)
+    }
 }
 
 /// Everything a model's forward may do. Each call is complete on return as far as later calls and
@@ -144,9 +180,10 @@ pub trait Ops: Send + Sync {
     /// Brings a weight matrix to the device: maps it where it lies, repacks it, or uploads it.
     fn matrix(&self, source: &WeightSource) -> Result<Matrix, OpError>;
 
-    /// `out[t] = table[tokens[t]] * scale`; `out: f32 [tokens, cols]`. A token id beyond the table
-    /// is an error.
-    fn embed(&self, table: &Matrix, tokens: &View, scale: f32, out: &View) -> Result<(), OpError>;
+    /// `out[t] = table[tokens[t] - part.start] * scale`; `out: f32 [tokens, cols]`. The table has
+    /// the rows `part` of a vocabulary; tokens of other parts give zeros, and a token id beyond
+    /// the vocabulary is an error.
+    fn embed(&self, table: &Embedding<'_>, tokens: &View, out: &View) -> Result<(), OpError>;
 
     /// `out[t] (+)= x[t] / sqrt(mean(x[t]²) + eps) * weight`; `x, out: f32 [tokens, n]`, `weight:
     /// f32 [n]`. In place allowed with [`Write::Set`].
@@ -187,8 +224,8 @@ pub trait Ops: Send + Sync {
     fn kv_write(&self, k: &View, v: &View, slots: &View, layer: &KvLayer) -> Result<(), OpError>;
 
     /// Causal attention of `q: f32 [tokens, heads, head_dim]` over the cache (which holds the
-    /// step's own keys and values already); `out` like `q`. Query head `h` reads KV head
-    /// `h / (heads / kv_heads)`. Rows outside every span are left alone.
+    /// step's own keys and values already); `out` like `q`. Rows outside every
+    /// span are left alone.
     fn attention(
         &self,
         q: &View,
@@ -211,4 +248,26 @@ pub trait Ops: Send + Sync {
 
     /// `out[i] = x[rows[i]]`; `x: f32 [tokens, n]`, `rows: u32 [outputs]`.
     fn gather(&self, x: &View, rows: &View, out: &View) -> Result<(), OpError>;
+
+    /// `out[t] = x[t][first..][..m]`; `x: f32 [tokens, n]`, `out: f32 [tokens, m]`.
+    fn columns(&self, x: &View, first: usize, out: &View) -> Result<(), OpError>;
+
+    /// Joins the columns that the ranks of a group have: `own: f32 [tokens, widths[rank]]`,
+    /// `all: f32 [tokens, widths.sum()]`. Blocks until all have come here.
+    fn all_gather(
+        &self,
+        group: &dyn Collective,
+        widths: &[usize],
+        own: &View,
+        all: &View,
+    ) -> Result<(), OpError>;
+
+    /// In place on `x: f32`: the sum over the ranks of a group, in their order.
+    fn all_reduce(&self, group: &dyn Collective, x: &View) -> Result<(), OpError>;
+
+    /// Hands a view to a rank, which [`receive`](Ops::receive)s into one of the same size.
+    fn send(&self, group: &dyn Collective, to: usize, x: &View) -> Result<(), OpError>;
+
+    /// The other side of [`send`](Ops::send).
+    fn receive(&self, group: &dyn Collective, from: usize, x: &View) -> Result<(), OpError>;
 }

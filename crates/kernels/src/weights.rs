@@ -38,6 +38,52 @@ pub struct WeightSource {
     pub content: Arc<dyn WeightRows>,
 }
 
+impl WeightSource {
+    /// Some of its rows, as a matrix of its own.
+    pub fn part(&self, rows: Range<usize>) -> WeightSource {
+        if rows == (0..self.rows) {
+            return self.clone();
+        }
+        WeightSource {
+            name: format!("{} {rows:?}", self.name),
+            format: self.format,
+            rows: rows.len(),
+            cols: self.cols,
+            content: Arc::new(PartRows { source: self.content.clone(), rows }),
+        }
+    }
+}
+
+/// Some rows of a matrix.
+struct PartRows {
+    source: Arc<dyn WeightRows>,
+    rows: Range<usize>,
+}
+
+impl PartRows {
+    /// Where some of these rows are in the source; `None` beyond them.
+    fn place(&self, rows: &Range<usize>) -> Option<Range<usize>> {
+        let (start, end) = (self.rows.start, rows.end.checked_add(self.rows.start)?);
+        (end <= self.rows.end).then_some(start + rows.start..end)
+    }
+}
+
+impl WeightRows for PartRows {
+    fn rows<'a>(&'a self, rows: Range<usize>, room: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+        self.source.rows(self.place(&rows)?, room)
+    }
+
+    fn done_with(&self, rows: Range<usize>) {
+        if let Some(rows) = self.place(&rows) {
+            self.source.done_with(rows);
+        }
+    }
+
+    fn identity(&self) -> Option<String> {
+        Some(format!("{:?} of {}", self.rows, self.source.identity()?))
+    }
+}
+
 /// Rows that lie one after the other, usually in a mapped file.
 pub struct StoredRows {
     /// Keeps the bytes alive and yields them.

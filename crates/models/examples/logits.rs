@@ -57,6 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 logit_rows: upload(device.as_ref(), &rows)?,
             };
             model.forward(&ops, &batch, &kv)?;
+            model.outputs(&ops, chunk.len())?;
             for row in 0..chunk.len() {
                 model.logits(&ops, row..row + 1, &out)?;
                 device.download(&out, &mut bytes)?;

@@ -15,7 +15,7 @@ use crate::layers::Decoder;
 use crate::weights::gguf::{self, Gguf, Value};
 use crate::weights::int4::Scheme;
 use crate::weights::{Dialect, Quantization, Tensor, Tensors, safetensors};
-use crate::{Model, ModelError, invalid};
+use crate::{Division, Groups, Model, ModelError, Parallel, Ranks, invalid};
 
 /// Largest JSON file of a folder that is read; tokenizers reach 40 MB.
 const JSON_BYTES_MAX: u64 = 256 << 20;
@@ -151,8 +151,25 @@ impl Checkpoint {
         options: &LoadOptions,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Box<dyn Model>, ModelError> {
+        let division = Division::new(self.spec(), Parallel::default())?;
+        let place = Parallel::default().place(0);
+        let ranks = Ranks { division, place, groups: Groups::default() };
+        self.load_part(ops, options, ranks, progress)
+    }
+
+    /// The same for one rank of several: reads its own rows only.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load`].
+    pub fn load_part(
+        &self,
+        ops: &dyn Ops,
+        options: &LoadOptions,
+        ranks: Ranks,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Box<dyn Model>, ModelError> {
         let blueprint = self.blueprint.clone();
-        let decoder = Decoder::load(blueprint, &self.tensors, ops, options, progress)?;
+        let decoder = Decoder::load(blueprint, &self.tensors, ops, options, ranks, progress)?;
         Ok(Box::new(decoder))
     }
 }

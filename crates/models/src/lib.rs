@@ -7,13 +7,16 @@
 
 mod arch;
 mod checkpoint;
+mod division;
 mod layers;
 mod model;
 pub mod weights;
 
 pub use arch::Blueprint;
 pub use checkpoint::{Checkpoint, LoadOptions, TensorInfo};
-pub use model::{KvCache, Model, ModelError};
+pub use division::{Division, Parallel, Place};
+pub use layers::{Groups, LOGIT_ROWS_MAX, Ranks};
+pub use model::{KvCache, Model, ModelError, ModelPart};
 pub use weights::Quantization;
 
 /// A [`ModelError::Invalid`] with a formatted text.

@@ -31,19 +31,36 @@ pub struct KvCache {
     pub group_of: Vec<usize>,
 }
 
+/// What one rank has of a model: all of it where there is one.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ModelPart {
+    /// Sizes of what is here: its layers and heads only.
+    pub spec: ModelSpec,
+    /// Which of the model's layers is the first.
+    pub first_layer: u32,
+}
+
 /// A decoder that turns a batch into logits. Holds weights on one device; keeps no state between
 /// calls but scratch memory.
 pub trait Model: Send {
     /// Its sizes.
     fn spec(&self) -> &ModelSpec;
 
-    /// Runs `batch` (at most the token count given at load), writing keys and values to `kv`, and
-    /// keeps the normed hidden states of `batch.logit_rows` (any number of them, up to the token
-    /// count given at load) for [`Model::logits`].
+    /// What of it is here.
+    fn part(&self) -> &ModelPart;
+
+    /// Runs `batch` (at most the token count given at load), writing keys and values to `kv`. All
+    /// ranks of a model do so with the same batch. Of a pipeline, a stage is done when it has
+    /// handed its work to the next, and may begin another batch.
     fn forward(&mut self, ops: &dyn Ops, batch: &Batch, kv: &KvCache) -> Result<(), ModelError>;
 
-    /// Logits of some of the last forward's outputs: `logits: f32 [outputs.len(), vocab]`. Taken
-    /// in pieces, because all of them at once would be more memory than the weights.
+    /// Brings the normed hidden states of the `count` rows of `batch.logit_rows` to where
+    /// [`Model::logits`] takes them from. Once for each forward, in their order.
+    fn outputs(&mut self, ops: &dyn Ops, count: usize) -> Result<(), ModelError>;
+
+    /// Logits of some of the outputs that [`Model::outputs`] brought last: `logits: f32
+    /// [outputs.len(), vocab]`. Taken in pieces, 32 rows at most, because all of them at once would
+    /// be more memory than the weights. Ranks without a part of the vocabulary leave them alone.
     fn logits(
         &mut self,
         ops: &dyn Ops,

@@ -80,6 +80,7 @@ impl Bench {
             logit_rows: view(device.as_ref(), &all),
         };
         self.model.forward(self.ops.as_ref(), &batch, &self.kv).unwrap();
+        self.model.outputs(self.ops.as_ref(), tokens.len()).unwrap();
         let vocab = self.model.spec().vocab as usize;
         let mut logits = Vec::new();
         for start in (0..tokens.len()).step_by(7) {

@@ -2,6 +2,8 @@
 // Each test file uses a part.
 #![allow(dead_code)]
 
+pub mod ranks;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -52,7 +54,7 @@ pub fn tiny_config(prefix_caching: bool, ends: bool) -> EngineConfig {
     }
 }
 
-fn checkpoint(name: &str) -> Checkpoint {
+pub fn checkpoint(name: &str) -> Checkpoint {
     let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden");
     Checkpoint::open(&golden.join(name)).unwrap()
 }

@@ -14,6 +14,7 @@
 
 mod tile;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -21,9 +22,9 @@ use half::{bf16, f16};
 use pomona_device::{DType, Pool};
 use pomona_types::BLOCK_TOKENS;
 
-use crate::Isa;
 use crate::isa::Tier;
 use crate::lanes::LANES;
+use crate::{HeadGroups, Isa};
 use tile::{Merge, Partial, Tile};
 
 /// Positions in a block.
@@ -187,6 +188,7 @@ pub(crate) struct Problem<'a> {
     pub(crate) v: Cache<'a>,
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
+    pub(crate) groups: HeadGroups,
     pub(crate) head_dim: usize,
     pub(crate) scale: f32,
     pub(crate) window: Option<u32>,
@@ -223,6 +225,11 @@ unsafe impl Sync for Out {}
 unsafe impl Send for Out {}
 
 impl Problem<'_> {
+    /// The query heads of an item.
+    fn group(&self, item: &Item) -> Range<usize> {
+        self.groups.of(item.kv_head, self.heads)
+    }
+
     /// First position that `position` sees.
     fn first_seen(&self, position: usize) -> usize {
         self.window.map_or(0, |w| (position + 1).saturating_sub(w as usize))
@@ -274,9 +281,8 @@ pub(crate) fn attention(
 
 /// Where a row's group of heads starts in `q` and `out`.
 fn head_at(problem: &Problem<'_>, item: &Item, row: usize) -> usize {
-    let group = problem.heads / problem.kv_heads;
     let row = problem.spans[item.span].first_row as usize + item.row + row;
-    (row * problem.heads + item.kv_head * group) * problem.head_dim
+    (row * problem.heads + problem.group(item).start) * problem.head_dim
 }
 
 /// Lists the work; returns the number of partial results.

@@ -10,6 +10,7 @@ use crate::linear::tests::Dice;
 struct Scene {
     heads: usize,
     kv_heads: usize,
+    groups: HeadGroups,
     head_dim: usize,
     window: Option<u32>,
     table: Vec<u32>,
@@ -26,7 +27,8 @@ impl Scene {
         let size = (blocks + 3) * kv_heads * BLOCK * head_dim;
         let table = (0..blocks as u32).map(|b| (b * 7 + 3) % (blocks as u32 + 3)).collect();
         let (q, k, v) = (random(len * heads * head_dim), random(size), random(size));
-        Scene { heads, kv_heads, head_dim, window: None, table, q, k, v }
+        let groups = HeadGroups { size: heads / kv_heads, skipped: 0 };
+        Scene { heads, kv_heads, groups, head_dim, window: None, table, q, k, v }
     }
 
     fn problem<'a>(&'a self, q: &'a [f32], spans: &'a [Span]) -> Problem<'a> {
@@ -36,6 +38,7 @@ impl Scene {
             v: Cache::F32(&self.v),
             heads: self.heads,
             kv_heads: self.kv_heads,
+            groups: self.groups,
             head_dim: self.head_dim,
             scale: 0.3,
             window: self.window,
@@ -60,6 +63,28 @@ impl Scene {
         let problem = self.problem(q, &spans);
         attention(&Pool::new(threads), isa, &problem, &mut Workspace::default(), &mut out);
         out
+    }
+
+    /// Some of its query heads, with the KV heads that they read.
+    fn of_heads(&self, heads: Range<usize>) -> Scene {
+        let size = self.groups.size;
+        let kv = heads.start / size..heads.end.div_ceil(size);
+        let part = |x: &[f32], all: usize, some: &Range<usize>, width: usize| -> Vec<f32> {
+            let rows = x.chunks_exact(all * width);
+            rows.flat_map(|row| &row[some.start * width..some.end * width]).copied().collect()
+        };
+        let block = BLOCK * self.head_dim;
+        Scene {
+            heads: heads.len(),
+            kv_heads: kv.len(),
+            groups: HeadGroups { size, skipped: heads.start % size },
+            head_dim: self.head_dim,
+            window: self.window,
+            table: self.table.clone(),
+            q: part(&self.q, self.heads, &heads, self.head_dim),
+            k: part(&self.k, self.kv_heads, &kv, block),
+            v: part(&self.v, self.kv_heads, &kv, block),
+        }
     }
 
     fn key(&self, position: usize, head: usize, i: usize) -> f64 {
@@ -213,5 +238,24 @@ fn quantised_caches_are_close_and_hide_nothing() {
         attention(&Pool::new(1), Isa::detect(), &problem, &mut Workspace::default(), &mut out);
         let seen = scene.table.iter().position(|b| *b == 0);
         assert_eq!(out.iter().any(|v| v.is_nan()), seen.is_some());
+    }
+}
+
+#[test]
+fn a_part_of_the_heads_gives_its_part_of_the_result() {
+    let (len, d) = (300, 8);
+    let scene = Scene::new(len, (9, 3, d));
+    for isa in Isa::available() {
+        let whole = scene.run(isa, 2, 200, 100);
+        // Cut within groups, so that the KV head there is read on both sides.
+        for cuts in [vec![0, 5, 9], vec![0, 1, 2, 8, 9], vec![0, 3, 9]] {
+            for cut in cuts.windows(2) {
+                let heads = cut[0]..cut[1];
+                let part = scene.of_heads(heads.clone()).run(isa, 1, 200, 100);
+                let rows =
+                    whole.chunks_exact(9 * d).map(|row| &row[heads.start * d..heads.end * d]);
+                assert!(rows.flatten().eq(&part), "{isa:?}: heads {heads:?}");
+            }
+        }
     }
 }

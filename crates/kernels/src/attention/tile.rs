@@ -53,7 +53,7 @@ impl Tile {
     /// Empties the state for an item.
     #[inline(always)]
     pub(super) fn start(&mut self, problem: &Problem<'_>, item: &Item) {
-        self.group = problem.heads / problem.kv_heads;
+        self.group = problem.group(item).len();
         self.head_dim = problem.head_dim;
         self.rows = item.rows;
         self.total.clear(self.rows * self.group, self.head_dim);

@@ -1,16 +1,20 @@
 //! The decoder: a blueprint with weights, run by operations on views.
 //!
 //! Five joins a layer: [norm, q k v], [rope, write, attention], [out, residual], [norm, gate up],
-//! [activation, down, residual].
+//! [activation, down, residual]. Where a model is divided over ranks, each computes its own columns
+//! of everything, and what the next product needs whole is gathered.
 
 use std::ops::Range;
 
 use pomona_device::{DType, DeviceError, View};
-use pomona_kernels::{Attention, Batch, LinearPart, Matrix, OpError, Ops, Write};
+use pomona_kernels::{
+    Attention, Batch, Embedding, HeadGroups, LinearPart, Matrix, OpError, Ops, Write,
+};
 use pomona_types::{LayerKind, ModelSpec};
 
+use super::ranks::{Columns, Ranks};
 use crate::weights::{Name, Role, Tensors};
-use crate::{Blueprint, KvCache, LoadOptions, Model, ModelError, invalid};
+use crate::{Blueprint, KvCache, LoadOptions, Model, ModelError, ModelPart, invalid};
 
 struct Layer {
     attention_norm: View,
@@ -56,14 +60,14 @@ fn products<const N: usize>(
 /// Memory for the activations of a step, `[max_tokens, width]` each.
 struct Scratch {
     /// The residual stream.
-    x: View,
+    x: Columns,
     /// A normed copy of it, or what is to be added to it.
-    h: View,
+    h: Columns,
     q: View,
     k: View,
     v: View,
-    attended: View,
-    gate: View,
+    attended: Columns,
+    gate: Columns,
     up: View,
     /// `[max_tokens, rotated / 2, 2]` for each rotation.
     tables: Vec<View>,
@@ -71,19 +75,34 @@ struct Scratch {
     outputs: View,
 }
 
-/// A loaded model.
+/// A loaded model, or one rank's part of it.
 pub(crate) struct Decoder {
     blueprint: Blueprint,
-    embedding: Matrix,
+    ranks: Ranks,
+    /// Its own layers and heads.
+    part: ModelPart,
+    /// Where tokens come in and logits go out.
+    vocabulary: Option<Vocabulary>,
     layers: Vec<Layer>,
-    output_norm: View,
-    /// `None`: tied to the embedding.
-    output: Option<Linear>,
+    /// Where hidden states are done.
+    output_norm: Option<View>,
     inverse_frequencies: Vec<View>,
     scratch: Scratch,
 }
 
-/// Reads weights and puts them on the device.
+/// The embedding and the output matrix.
+struct Vocabulary {
+    embedding: Matrix,
+    /// `None`: tied to the embedding.
+    output: Option<Linear>,
+    /// `[LOGIT_ROWS_MAX, own rows]`, where it is divided.
+    logits: Option<View>,
+}
+
+/// Most rows of logits that are taken at once: bounds their memory to so many vocabularies.
+pub const LOGIT_ROWS_MAX: usize = 32;
+
+/// Reads a rank's weights and puts them on the device.
 struct Loader<'a> {
     tensors: &'a Tensors,
     ops: &'a dyn Ops,
@@ -92,11 +111,33 @@ struct Loader<'a> {
     progress: &'a mut dyn FnMut(u64),
 }
 
+/// A matrix's rows in the file, and those of them that are this rank's.
+struct Rows {
+    all: u32,
+    own: Range<u32>,
+}
+
+impl Rows {
+    fn of(all: u32, own: &Range<u32>) -> Rows {
+        Rows { all, own: own.clone() }
+    }
+
+    /// The rows of some heads.
+    fn of_heads(all: u32, own: &Range<u32>, head_dim: u32) -> Rows {
+        Rows { all: all * head_dim, own: own.start * head_dim..own.end * head_dim }
+    }
+
+    fn range(&self) -> Range<usize> {
+        self.own.start as usize..self.own.end as usize
+    }
+}
+
 impl Loader<'_> {
-    fn matrix(&mut self, name: Name, rows: u32, cols: u32) -> Result<Matrix, ModelError> {
-        let source = self.tensors.matrix(name, rows as usize, cols as usize)?;
-        let matrix = self.ops.matrix(&source)?;
-        self.done += self.tensors.find(name).map_or(0, |(_, t)| t.bytes as u64);
+    fn matrix(&mut self, name: Name, rows: &Rows, cols: u32) -> Result<Matrix, ModelError> {
+        let source = self.tensors.matrix(name, rows.all as usize, cols as usize)?;
+        let matrix = self.ops.matrix(&source.part(rows.range()))?;
+        let bytes = self.tensors.find(name).map_or(0, |(_, t)| t.bytes as u64);
+        self.done += bytes * rows.range().len() as u64 / u64::from(rows.all);
         (self.progress)(self.done);
         Ok(matrix)
     }
@@ -144,25 +185,53 @@ impl Loader<'_> {
         self.upload(&values)
     }
 
-    fn linear(&mut self, at: (u32, Role), rows: u32, cols: u32) -> Result<Linear, ModelError> {
+    fn linear(&mut self, at: (u32, Role), rows: &Rows, cols: u32) -> Result<Linear, ModelError> {
         let weight = self.matrix(Name::Layer(at.0, at.1), rows, cols)?;
-        let bias = self.tensors.vector(Name::Bias(at.0, at.1), rows as usize)?;
-        let bias = bias.map(|values| self.upload(&values)).transpose()?;
+        let bias = self.tensors.vector(Name::Bias(at.0, at.1), rows.all as usize)?;
+        let bias = bias.map(|values| self.upload(&values[rows.range()])).transpose()?;
         let order = self.order(Name::Layer(at.0, at.1))?;
         Ok(Linear { weight, bias, order })
     }
 
-    fn layer(&mut self, l: u32, blueprint: &Blueprint) -> Result<Layer, ModelError> {
+    fn vocabulary(&mut self, spec: &ModelSpec, ranks: &Ranks) -> Result<Vocabulary, ModelError> {
+        if self.tensors.order(Name::Embedding).is_some() {
+            return Err(invalid!("the embedding has columns in another order: not supported"));
+        }
+        let own = &ranks.division.vocab[ranks.place.tensor];
+        let rows = Rows::of(spec.vocab, own);
+        let embedding = self.matrix(Name::Embedding, &rows, spec.hidden)?;
+        let output = match self.tensors.find(Name::Output) {
+            None => None,
+            Some(_) => Some(Linear {
+                weight: self.matrix(Name::Output, &rows, spec.hidden)?,
+                bias: None,
+                order: self.order(Name::Output)?,
+            }),
+        };
+        let logits = match ranks.tensor() {
+            None => None,
+            Some(_) => {
+                let view = self.ops.device().alloc_view(DType::F32, &[LOGIT_ROWS_MAX, own.len()]);
+                Some(view.map_err(OpError::from)?)
+            }
+        };
+        Ok(Vocabulary { embedding, output, logits })
+    }
+
+    fn layer(&mut self, l: u32, blueprint: &Blueprint, ranks: &Ranks) -> Result<Layer, ModelError> {
         let spec = &blueprint.spec;
-        let (hidden, ffn) = (spec.hidden, spec.ffn);
-        let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let (hidden, division, own) = (spec.hidden, &ranks.division, ranks.place.tensor);
+        let query = Rows::of_heads(spec.heads, &division.heads[own], spec.head_dim);
+        let key = Rows::of_heads(spec.kv_heads, &division.kv_heads(own), spec.head_dim);
+        let stream = Rows::of(hidden, &division.hidden[own]);
+        let ffn = Rows::of(spec.ffn, &division.ffn[own]);
         self.one_order(l, &[Role::Query, Role::Key, Role::Value])?;
         self.one_order(l, &[Role::Gate, Role::Up])?;
         let layer = Layer {
             attention_norm: self.norm(Name::Layer(l, Role::AttentionNorm), hidden)?,
-            query: self.linear((l, Role::Query), q, hidden)?,
-            key: self.linear((l, Role::Key), kv, hidden)?,
-            value: self.linear((l, Role::Value), kv, hidden)?,
+            query: self.linear((l, Role::Query), &query, hidden)?,
+            key: self.linear((l, Role::Key), &key, hidden)?,
+            value: self.linear((l, Role::Value), &key, hidden)?,
             head_norms: match blueprint.head_norms {
                 false => None,
                 true => Some((
@@ -170,15 +239,15 @@ impl Loader<'_> {
                     self.norm(Name::Layer(l, Role::KeyNorm), spec.head_dim)?,
                 )),
             },
-            attention_out: self.linear((l, Role::AttentionOut), hidden, q)?,
+            attention_out: self.linear((l, Role::AttentionOut), &stream, query.all)?,
             post_attention_norm: match blueprint.sandwich {
                 false => None,
                 true => Some(self.norm(Name::Layer(l, Role::PostAttentionNorm), hidden)?),
             },
             ffn_norm: self.norm(Name::Layer(l, Role::FfnNorm), hidden)?,
-            gate: self.linear((l, Role::Gate), ffn, hidden)?,
-            up: self.linear((l, Role::Up), ffn, hidden)?,
-            down: self.linear((l, Role::Down), hidden, ffn)?,
+            gate: self.linear((l, Role::Gate), &ffn, hidden)?,
+            up: self.linear((l, Role::Up), &ffn, hidden)?,
+            down: self.linear((l, Role::Down), &stream, spec.ffn)?,
             post_ffn_norm: match blueprint.sandwich {
                 false => None,
                 true => Some(self.norm(Name::Layer(l, Role::PostFfnNorm), hidden)?),
@@ -193,32 +262,29 @@ impl Loader<'_> {
 }
 
 impl Decoder {
-    /// Puts weights on the device and allocates scratch memory for `max_tokens` tokens a step.
+    /// Puts a rank's weights on the device and allocates scratch memory for `max_tokens` tokens a
+    /// step.
     pub(crate) fn load(
         blueprint: Blueprint,
         tensors: &Tensors,
         ops: &dyn Ops,
         options: &LoadOptions,
+        ranks: Ranks,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Decoder, ModelError> {
-        let spec = blueprint.spec.clone();
+        let spec = &blueprint.spec;
         let norm_offset = blueprint.norm_offset;
         let mut loader = Loader { tensors, ops, norm_offset, done: 0, progress };
-        if tensors.order(Name::Embedding).is_some() {
-            return Err(invalid!("the embedding has columns in another order: not supported"));
-        }
-        let embedding = loader.matrix(Name::Embedding, spec.vocab, spec.hidden)?;
-        let layers = (0..spec.layers.len() as u32)
-            .map(|l| loader.layer(l, &blueprint))
-            .collect::<Result<_, _>>()?;
-        let output_norm = loader.norm(Name::OutputNorm, spec.hidden)?;
-        let output = match tensors.find(Name::Output) {
-            None => None,
-            Some(_) => Some(Linear {
-                weight: loader.matrix(Name::Output, spec.vocab, spec.hidden)?,
-                bias: None,
-                order: loader.order(Name::Output)?,
-            }),
+        let vocabulary = match ranks.is_first() {
+            true => Some(loader.vocabulary(spec, &ranks)?),
+            false => None,
+        };
+        let layers = ranks.layers();
+        let layers =
+            layers.map(|l| loader.layer(l, &blueprint, &ranks)).collect::<Result<_, _>>()?;
+        let output_norm = match ranks.is_last() {
+            true => Some(loader.norm(Name::OutputNorm, spec.hidden)?),
+            false => None,
         };
         let pairs = blueprint.ropes[0].rotated as usize / 2;
         let factors = tensors.vector(Name::RopeFactors, pairs)?;
@@ -227,13 +293,14 @@ impl Decoder {
             .iter()
             .map(|rope| loader.upload(&rope.inverse_frequencies(factors.as_deref())))
             .collect::<Result<_, _>>()?;
-        let scratch = Scratch::new(ops, &blueprint, options).map_err(OpError::from)?;
+        let scratch = Scratch::new(ops, &blueprint, &ranks, options).map_err(OpError::from)?;
         Ok(Decoder {
+            part: ranks.division.part(spec, ranks.place),
             blueprint,
-            embedding,
+            ranks,
+            vocabulary,
             layers,
             output_norm,
-            output,
             inverse_frequencies,
             scratch,
         })
@@ -247,15 +314,14 @@ impl Decoder {
         at: usize,
     ) -> Result<(), OpError> {
         let (b, layer, tokens) = (&self.blueprint, &self.layers[at], batch.tokens.elements());
-        let spec = &b.spec;
-        let s = self.scratch.rows(tokens);
+        let (spec, s, ranks) = (&self.part.spec, self.scratch.rows(tokens), &self.ranks);
         let (heads, kv_heads) = (spec.heads as usize, spec.kv_heads as usize);
         let head_dim = spec.head_dim as usize;
-        ops.rms_norm(&s.x, &layer.attention_norm, b.eps, Write::Set, &s.h)?;
+        ops.rms_norm(&s.x.all, &layer.attention_norm, b.eps, Write::Set, &s.h.all)?;
         let parts = [(&layer.query, &s.q), (&layer.key, &s.k), (&layer.value, &s.v)];
-        products(ops, &s.h, parts, Write::Set)?;
+        products(ops, &s.h.all, parts, Write::Set)?;
         let norms = layer.head_norms.as_ref();
-        let table = &s.tables[b.rope_of[at]];
+        let table = &s.tables[b.rope_of[self.part.first_layer as usize + at]];
         let by_head = |view: &View, heads| view.reshape(&[tokens, heads, head_dim]);
         let (q, k) = (by_head(&s.q, heads), by_head(&s.k, kv_heads));
         ops.rope(&q, norms.map(|n| (&n.0, b.eps)), table, b.rope_style)?;
@@ -270,16 +336,23 @@ impl Decoder {
                 LayerKind::Full => None,
                 LayerKind::Sliding { window } => Some(window),
             },
+            heads: HeadGroups {
+                size: (b.spec.heads / b.spec.kv_heads) as usize,
+                skipped: ranks.division.skipped(ranks.place.tensor) as usize,
+            },
         };
-        ops.attention(&q, cache, &how, &by_head(&s.attended, heads))?;
+        ops.attention(&q, cache, &how, &by_head(&s.attended.own, heads))?;
+        ranks.gather(ops, &s.attended)?;
         self.add(ops, &s, (&s.attended, &layer.attention_out), &layer.post_attention_norm)
     }
 
     fn feed_forward(&self, ops: &dyn Ops, tokens: usize, layer: &Layer) -> Result<(), OpError> {
         let (b, s) = (&self.blueprint, self.scratch.rows(tokens));
-        ops.rms_norm(&s.x, &layer.ffn_norm, b.eps, Write::Set, &s.h)?;
-        products(ops, &s.h, [(&layer.gate, &s.gate), (&layer.up, &s.up)], Write::Set)?;
-        ops.glu(&s.gate, &s.up, b.activation, &s.gate)?;
+        ops.rms_norm(&s.x.all, &layer.ffn_norm, b.eps, Write::Set, &s.h.all)?;
+        let parts = [(&layer.gate, &s.gate.own), (&layer.up, &s.up)];
+        products(ops, &s.h.all, parts, Write::Set)?;
+        ops.glu(&s.gate.own, &s.up, b.activation, &s.gate.own)?;
+        self.ranks.gather(ops, &s.gate)?;
         self.add(ops, &s, (&s.gate, &layer.down), &layer.post_ffn_norm)
     }
 
@@ -288,16 +361,47 @@ impl Decoder {
         &self,
         ops: &dyn Ops,
         s: &Scratch,
-        (input, linear): (&View, &Linear),
+        (input, linear): (&Columns, &Linear),
         norm: &Option<View>,
     ) -> Result<(), OpError> {
         match norm {
-            None => products(ops, input, [(linear, &s.x)], Write::Add),
+            None => {
+                products(ops, &input.all, [(linear, &s.x.own)], Write::Add)?;
+                self.ranks.gather(ops, &s.x)
+            }
             Some(norm) => {
-                products(ops, input, [(linear, &s.h)], Write::Set)?;
-                ops.rms_norm(&s.h, norm, self.blueprint.eps, Write::Add, &s.x)
+                products(ops, &input.all, [(linear, &s.h.own)], Write::Set)?;
+                self.ranks.gather(ops, &s.h)?;
+                ops.rms_norm(&s.h.all, norm, self.blueprint.eps, Write::Add, &s.x.all)
             }
         }
+    }
+
+    /// The residual stream's beginning: embedded tokens, or what the stage before made of them.
+    fn begin(&self, ops: &dyn Ops, batch: &Batch, x: &Columns) -> Result<(), OpError> {
+        let (spec, ranks) = (&self.blueprint.spec, &self.ranks);
+        match &self.vocabulary {
+            Some(vocabulary) => {
+                let embedding = Embedding {
+                    table: &vocabulary.embedding,
+                    first: ranks.division.vocab[ranks.place.tensor].start as usize,
+                    vocab: spec.vocab as usize,
+                    scale: self.blueprint.embedding_scale,
+                };
+                ops.embed(&embedding, &batch.tokens, &x.all)?;
+                // All but one rank have zeros.
+                if let Some(group) = ranks.tensor() {
+                    ops.all_reduce(group, &x.all)?;
+                }
+            }
+            None => ranks.receive_hidden(ops, &x.all)?,
+        }
+        // Where each half of a layer has a norm behind it, sums are made of whole rows.
+        if ranks.tensor().is_some() && !self.blueprint.sandwich {
+            let first = ranks.division.hidden[ranks.place.tensor].start as usize;
+            ops.columns(&x.all, first, &x.own)?;
+        }
+        Ok(())
     }
 }
 
@@ -306,10 +410,14 @@ impl Model for Decoder {
         &self.blueprint.spec
     }
 
+    fn part(&self) -> &ModelPart {
+        &self.part
+    }
+
     fn forward(&mut self, ops: &dyn Ops, batch: &Batch, kv: &KvCache) -> Result<(), ModelError> {
         let tokens = batch.tokens.elements();
         let s = self.scratch.rows(tokens);
-        ops.embed(&self.embedding, &batch.tokens, self.blueprint.embedding_scale, &s.x)?;
+        self.begin(ops, batch, &s.x)?;
         for (frequencies, table) in self.inverse_frequencies.iter().zip(&s.tables) {
             ops.rope_table(&batch.positions, frequencies, 1.0, table)?;
         }
@@ -317,11 +425,23 @@ impl Model for Decoder {
             self.attention(ops, batch, kv, at)?;
             self.feed_forward(ops, tokens, layer)?;
         }
+        let Some(norm) = &self.output_norm else {
+            return Ok(self.ranks.send_hidden(ops, &s.x.all)?);
+        };
         let outputs = self.scratch.outputs.rows(0, batch.logit_rows.elements());
-        ops.gather(&s.x, &batch.logit_rows, &outputs)?;
-        ops.rms_norm(&outputs, &self.output_norm, self.blueprint.eps, Write::Set, &outputs)?;
+        if outputs.elements() > 0 {
+            ops.gather(&s.x.all, &batch.logit_rows, &outputs)?;
+            ops.rms_norm(&outputs, norm, self.blueprint.eps, Write::Set, &outputs)?;
+        }
+        Ok(self.ranks.send_outputs(ops, &outputs)?)
+    }
+
+    fn outputs(&mut self, ops: &dyn Ops, count: usize) -> Result<(), ModelError> {
+        let Some(vocabulary) = &self.vocabulary else { return Ok(()) };
+        let outputs = self.scratch.outputs.rows(0, count);
+        self.ranks.receive_outputs(ops, &outputs)?;
         // Here, once: logits are taken in pieces, and any number of times.
-        if let Some(order) = self.output.as_ref().and_then(|output| output.order.as_ref()) {
+        if let Some(order) = vocabulary.output.as_ref().and_then(|output| output.order.as_ref()) {
             ops.permute(&outputs, order)?;
         }
         Ok(())
@@ -333,10 +453,16 @@ impl Model for Decoder {
         outputs: Range<usize>,
         logits: &View,
     ) -> Result<(), ModelError> {
+        let Some(vocabulary) = &self.vocabulary else { return Ok(()) };
         let hidden = self.scratch.outputs.rows(outputs.start, outputs.len());
-        let weight = self.output.as_ref().map_or(&self.embedding, |output| &output.weight);
-        ops.linear(&hidden, &[LinearPart { weight, bias: None, out: logits }], Write::Set)?;
-        Ok(())
+        let weight = vocabulary.output.as_ref().map_or(&vocabulary.embedding, |o| &o.weight);
+        let own = match &vocabulary.logits {
+            Some(own) => own.rows(0, outputs.len()),
+            None => logits.clone(),
+        };
+        ops.linear(&hidden, &[LinearPart { weight, bias: None, out: &own }], Write::Set)?;
+        let widths = &self.ranks.division.vocab;
+        Ok(self.ranks.gather_columns(ops, widths, &own, logits)?)
     }
 }
 
@@ -344,22 +470,27 @@ impl Scratch {
     fn new(
         ops: &dyn Ops,
         blueprint: &Blueprint,
+        ranks: &Ranks,
         options: &LoadOptions,
     ) -> Result<Scratch, DeviceError> {
-        let spec = &blueprint.spec;
+        let (spec, division) = (&blueprint.spec, &ranks.division);
+        let part = division.part(spec, ranks.place).spec;
         let view =
             |rows: usize, width: u32| ops.device().alloc_view(DType::F32, &[rows, width as usize]);
         let tokens = options.max_tokens;
+        let columns = |widths: &[Range<u32>], unit: u32| {
+            Columns::new(ops.device().as_ref(), ranks, tokens, widths, unit)
+        };
         let tables = blueprint.ropes.iter().map(|rope| view(tokens, rope.rotated));
         Ok(Scratch {
-            x: view(tokens, spec.hidden)?,
-            h: view(tokens, spec.hidden)?,
-            q: view(tokens, spec.heads * spec.head_dim)?,
-            k: view(tokens, spec.kv_heads * spec.head_dim)?,
-            v: view(tokens, spec.kv_heads * spec.head_dim)?,
-            attended: view(tokens, spec.heads * spec.head_dim)?,
-            gate: view(tokens, spec.ffn)?,
-            up: view(tokens, spec.ffn)?,
+            x: columns(&division.hidden, 1)?,
+            h: columns(&division.hidden, 1)?,
+            q: view(tokens, part.heads * spec.head_dim)?,
+            k: view(tokens, part.kv_heads * spec.head_dim)?,
+            v: view(tokens, part.kv_heads * spec.head_dim)?,
+            attended: columns(&division.heads, spec.head_dim)?,
+            gate: columns(&division.ffn, 1)?,
+            up: view(tokens, part.ffn)?,
             tables: tables.collect::<Result<_, _>>()?,
             outputs: view(options.max_outputs, spec.hidden)?,
         })
@@ -369,13 +500,13 @@ impl Scratch {
     fn rows(&self, tokens: usize) -> Scratch {
         let first = |view: &View| view.rows(0, tokens);
         Scratch {
-            x: first(&self.x),
-            h: first(&self.h),
+            x: self.x.rows(tokens),
+            h: self.h.rows(tokens),
             q: first(&self.q),
             k: first(&self.k),
             v: first(&self.v),
-            attended: first(&self.attended),
-            gate: first(&self.gate),
+            attended: self.attended.rows(tokens),
+            gate: self.gate.rows(tokens),
             up: first(&self.up),
             tables: self.tables.iter().map(first).collect(),
             outputs: self.outputs.clone(),

@@ -189,7 +189,8 @@ impl Reader {
         let spec = model.spec().clone();
         let groups = spec.layer_groups().len() as u32;
         let blocks = (context as u32).div_ceil(BLOCK_TOKENS);
-        let kv = kv_cache(ops.device().as_ref(), &spec, prepared.kv_dtype(), groups * blocks)
+        let (device, dtype) = (ops.device().as_ref(), prepared.kv_dtype());
+        let kv = kv_cache(device, &spec, model.part(), dtype, groups * blocks)
             .context("no memory for keys and values")?;
         let logits = ops.device().alloc_view(DType::F32, &[1, spec.vocab as usize])?;
         let bytes = vec![0; logits.bytes()];
@@ -242,6 +243,7 @@ impl Reader {
             logit_rows: upload(device, &all)?,
         };
         self.model.forward(self.ops.as_ref(), &batch, &self.kv)?;
+        self.model.outputs(self.ops.as_ref(), tokens.len())?;
         self.outputs = start..start + tokens.len();
         Ok(())
     }

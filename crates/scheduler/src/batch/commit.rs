@@ -10,8 +10,8 @@ impl State {
     /// Takes note of a step: computed tokens, sampled tokens, ends. Appends to `effects`.
     ///
     /// # Panics
-    /// When the plan is not the one that [`State::plan`] made last, or the result does not belong
-    /// to it: bugs of the caller.
+    /// When the plan is not the oldest that awaits its commit, or the result does not belong to it:
+    /// bugs of the caller.
     pub fn commit(
         &mut self,
         now: Micros,
@@ -19,8 +19,9 @@ impl State {
         result: &StepResult,
         effects: &mut Effects,
     ) {
-        assert_eq!(self.in_flight.take(), Some(plan.step), "another plan is being computed");
-        self.pace.end(now);
+        let flight = self.in_flight.pop_front().expect("a plan is committed once");
+        assert_eq!(flight.step, plan.step, "plans are committed in their order");
+        self.pace.learn(flight, now);
         let mut sampled = result.sampled.as_slice();
         let mut charge = (TenantId(0), 0);
         for (at, row) in (0u32..).zip(&plan.rows) {

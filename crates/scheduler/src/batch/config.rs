@@ -14,6 +14,9 @@ pub struct Config {
     /// How long a step may take, about, when it has prompts beside requests that decode; `None`:
     /// as long as `max_num_batched_tokens` take.
     pub step_target: Option<Micros>,
+    /// Steps that may be planned before the first of them is committed: as many as a pipeline has
+    /// stages. Requests and tokens are then divided among them.
+    pub steps_in_flight: u32,
     /// Most tokens in a sequence, prompt and output.
     pub max_model_len: u32,
     /// Blocks in the pool; a block holds 16 tokens of one layer group.
@@ -48,6 +51,7 @@ impl Config {
             ("max_num_batched_tokens", self.max_num_batched_tokens),
             ("max_model_len", self.max_model_len),
             ("blocks", self.blocks),
+            ("steps_in_flight", self.steps_in_flight),
         ];
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return bad(format!("{name} must be at least 1"));
@@ -69,6 +73,11 @@ impl Config {
             return bad("a sliding window holds at least one token".to_owned());
         }
         self.speculation.as_ref().map_or(Ok(()), Speculation::check)
+    }
+
+    /// Most tokens in one of the steps in flight: together they have no more than one may.
+    pub(super) fn step_tokens(&self) -> u32 {
+        (self.max_num_batched_tokens / self.steps_in_flight).max(1)
     }
 
     /// Blocks that one sequence of `tokens` tokens holds at most, over all groups.

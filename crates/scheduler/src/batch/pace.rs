@@ -16,18 +16,22 @@ pub(super) struct Pace {
     decode: f64,
     /// Microseconds that each token of a prompt adds.
     token: f64,
-    /// The step in flight: when it was planned, and its tokens of prompts.
-    begun: (Micros, u32),
+}
+
+/// A step that was planned.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flight {
+    /// Its number.
+    pub(super) step: u64,
+    pub(super) begun: Micros,
+    pub(super) prompt_tokens: u32,
 }
 
 impl Pace {
-    pub(super) fn begin(&mut self, now: Micros, prompt_tokens: u32) {
-        self.begun = (now, prompt_tokens);
-    }
-
-    pub(super) fn end(&mut self, now: Micros) {
-        let (begun, tokens) = self.begun;
-        let took = (now - begun).0 as f64;
+    /// Takes note of a step that is over.
+    pub(super) fn learn(&mut self, flight: Flight, now: Micros) {
+        let tokens = flight.prompt_tokens;
+        let took = (now - flight.begun).0 as f64;
         let learn = |mean: &mut f64, new: f64| {
             *mean = if *mean > 0.0 { *mean + NEWEST * (new - *mean) } else { new };
         };
@@ -59,9 +63,9 @@ mod tests {
         assert_eq!(pace.prompt_tokens(Micros(100_000)), u32::MAX, "nothing is known");
         let mut now = 0;
         let mut step = |pace: &mut Pace, tokens: u32, micros: u64| {
-            pace.begin(Micros(now), tokens);
+            let flight = Flight { step: 1, begun: Micros(now), prompt_tokens: tokens };
             now += micros;
-            pace.end(Micros(now));
+            pace.learn(flight, Micros(now));
         };
         for _ in 0..50 {
             step(&mut pace, 0, 10_000);

@@ -6,6 +6,7 @@ use super::State;
 use super::blocks::NONE;
 use super::config::{first_visible_block, next_drop};
 use super::ordering::STARVATION_AFTER;
+use super::pace::Flight;
 use super::plan::{NO_BLOCK, PlanRow, StepPlan};
 use super::record::{Record, Status};
 use super::speculation::Method;
@@ -16,6 +17,8 @@ const RESERVE_SHARE: u32 = 50;
 /// What is left of a step.
 struct Budget {
     tokens: u32,
+    /// Rows: of several steps in flight, each takes its share of the requests.
+    rows: u32,
     /// Tokens of prompts, which are rows with more than one token due.
     prompts: u32,
     prompts_taken: u32,
@@ -28,6 +31,7 @@ impl Budget {
     }
 
     fn take(&mut self, due: u32, count: u32) {
+        self.rows -= 1;
         self.tokens -= count;
         if due > 1 {
             self.prompts -= count;
@@ -38,33 +42,35 @@ impl Budget {
 
 impl State {
     /// Fills `plan` with the next step: running requests first, in order, then waiting ones if
-    /// nothing had to be preempted. Returns whether there is anything to compute. Every plan with
-    /// rows must be committed before the next is made.
+    /// nothing had to be preempted. Returns whether there is anything to compute. A request is in
+    /// one plan at a time, until its commit, and plans are committed in their order.
     ///
     /// # Panics
-    /// When the last plan was not committed: a bug of the caller.
+    /// When [`Config::steps_in_flight`](super::Config::steps_in_flight) plans await their commit
+    /// already: a bug of the caller.
     pub fn plan(&mut self, now: Micros, plan: &mut StepPlan) -> bool {
-        assert!(self.in_flight.is_none(), "a plan is made while step {} is computed", self.step);
+        let most = self.config.steps_in_flight as usize;
+        assert!(self.in_flight.len() < most, "step {} must be committed first", self.step);
         plan.rows.clear();
         plan.tokens.clear();
         plan.blocks.clear();
         plan.preempted.clear();
         let mut budget = self.budget();
-        self.plan_running(plan, &mut budget);
-        if plan.preempted.is_empty() {
+        let enough = self.plan_running(plan, &mut budget);
+        if enough && plan.preempted.is_empty() {
             self.plan_waiting(now, plan, &mut budget);
         }
         if plan.rows.is_empty() {
             assert!(
-                self.running.is_empty() && self.waiting.is_empty(),
+                !self.in_flight.is_empty() || (self.running.is_empty() && self.waiting.is_empty()),
                 "requests wait, nothing runs, and nothing was planned"
             );
             return false;
         }
         self.step += 1;
         plan.step = self.step;
-        self.in_flight = Some(self.step);
-        self.pace.begin(now, budget.prompts_taken);
+        let prompt_tokens = budget.prompts_taken;
+        self.in_flight.push_back(Flight { step: self.step, begun: now, prompt_tokens });
         true
     }
 
@@ -75,19 +81,32 @@ impl State {
             Some(target) if self.running.iter().any(decodes) => self.pace.prompt_tokens(target),
             _ => u32::MAX,
         };
-        Budget { tokens: self.config.max_num_batched_tokens, prompts, prompts_taken: 0 }
+        let steps = self.config.steps_in_flight;
+        let requests = (self.running.len() + self.waiting.len()) as u32;
+        Budget {
+            tokens: self.config.step_tokens(),
+            rows: requests.div_ceil(steps),
+            prompts,
+            prompts_taken: 0,
+        }
     }
 
-    fn plan_running(&mut self, plan: &mut StepPlan, budget: &mut Budget) {
+    /// Plans running requests; `false` if one must wait for the blocks of a step in flight.
+    fn plan_running(&mut self, plan: &mut StepPlan, budget: &mut Budget) -> bool {
         let speculates = self.config.speculation.is_some();
         // Tokens that the step computes: all that is known, and what is drafted on the way.
         let mut tokens = if speculates { self.tokens_due(budget.tokens) } else { 0 };
         let mut at = 0;
-        while at < self.running.len() && budget.tokens > 0 {
+        while at < self.running.len() && budget.tokens.min(budget.rows) > 0 {
             let index = self.running[at];
             let record = &mut self.records[index as usize];
+            if record.in_flight {
+                at += 1;
+                continue;
+            }
             if record.only_decodes() && !speculates {
                 emit(record, 1, Drafts::NONE, false, plan);
+                budget.rows -= 1;
                 budget.tokens -= 1;
                 at += 1;
                 continue;
@@ -109,10 +128,11 @@ impl State {
                 budget.take(due, count);
                 at += 1;
             } else {
-                let victim = self.victim(at);
+                let Some(victim) = self.victim(at) else { return false };
                 self.preempt(victim, plan);
             }
         }
+        true
     }
 
     /// Tokens of a running request that the budget and the free blocks allow.
@@ -129,8 +149,9 @@ impl State {
         if !self.waiting.is_empty() && !self.slots.is_empty() {
             return budget;
         }
-        let due = |index: &u32| u64::from(self.record(*index).due());
-        u64::from(budget).min(self.running.iter().map(due).sum()) as u32
+        let records = self.running.iter().map(|index| self.record(*index));
+        let due = records.filter(|record| !record.in_flight).map(|record| record.due());
+        u64::from(budget).min(due.map(u64::from).sum()) as u32
     }
 
     /// Drafts for a running request in a step that computes `tokens` tokens without them. They
@@ -151,7 +172,7 @@ impl State {
         }
         let room = (record.table_len.saturating_add(blocks)).saturating_mul(BLOCK_TOKENS);
         let most = worthwhile
-            .min(self.config.max_num_batched_tokens.saturating_sub(tokens))
+            .min(self.config.step_tokens().saturating_sub(tokens))
             .min(room.saturating_sub(record.len()))
             // One more token than there are drafts comes of them.
             .min(record.len_max - record.len() - 1);
@@ -167,15 +188,16 @@ impl State {
 
     /// Whom to preempt, as an index into `running`, from `at` on (earlier ones are planned): the
     /// least urgent, then the one that loses least work. The first in order is spared unless it is
-    /// alone, so that somebody always gets to the end.
-    fn victim(&self, at: usize) -> usize {
+    /// alone, so that somebody always gets to the end. None of a step in flight.
+    fn victim(&self, at: usize) -> Option<usize> {
         let key = |i: usize| {
             let record = self.record(self.running[i]);
             let (class, priority, _) = self.config.ordering.running(record);
             (class, priority, std::cmp::Reverse(record.computed), record.arrival)
         };
         let from = if at == 0 && self.running.len() > 1 { 1 } else { at };
-        (from..self.running.len()).max_by_key(|i| key(*i)).unwrap_or(at)
+        let free = |i: &usize| !self.record(self.running[*i]).in_flight;
+        (from..self.running.len()).filter(free).max_by_key(|i| key(*i))
     }
 
     fn preempt(&mut self, at: usize, plan: &mut StepPlan) {
@@ -188,7 +210,7 @@ impl State {
     }
 
     fn plan_waiting(&mut self, now: Micros, plan: &mut StepPlan, budget: &mut Budget) {
-        while budget.tokens.min(budget.prompts) > 0 && !self.slots.is_empty() {
+        while budget.tokens.min(budget.prompts).min(budget.rows) > 0 && !self.slots.is_empty() {
             let Some(at) = self.next_waiting(now) else { return };
             let index = self.waiting[at];
             if !self.admit(now, index) {

@@ -1,12 +1,12 @@
 //! The scheduler's memory, and how requests enter and leave it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use pomona_types::{BLOCK_TOKENS, FinishReason, Micros, Refusal, Request, RequestId};
 
 use super::blocks::{Blocks, NONE};
 use super::ordering::Shares;
-use super::pace::Pace;
+use super::pace::{Flight, Pace};
 use super::plan::{Effect, Effects, NO_BLOCK};
 use super::prefix::PrefixTree;
 use super::record::{RECENT, Record, Status};
@@ -36,8 +36,8 @@ pub struct State {
     pub(super) entries: u64,
     pub(super) prefixes: PrefixTree,
     pub(super) shares: Shares,
-    /// Number of the plan whose commit is awaited.
-    pub(super) in_flight: Option<u64>,
+    /// Plans whose commits are awaited, in their order.
+    pub(super) in_flight: VecDeque<Flight>,
     pub(super) step: u64,
     arrivals: u64,
     /// Ends of requests that were aborted outside a step.
@@ -102,7 +102,7 @@ impl State {
             entries: 0,
             prefixes: PrefixTree::new(nodes, groups, hash_mask),
             shares: Shares::default(),
-            in_flight: None,
+            in_flight: VecDeque::with_capacity(config.steps_in_flight as usize),
             step: 0,
             arrivals: 0,
             ended: Vec::new(),
@@ -343,7 +343,9 @@ impl State {
             assert!(matches!(record.status, Status::Running { .. }));
             assert_eq!(record.chain.len(), record.chained as usize);
             assert_eq!(record.tokens.len(), record.settled as usize);
-            assert_eq!(record.table_len, record.computed.div_ceil(BLOCK_TOKENS));
+            if !record.in_flight {
+                assert_eq!(record.table_len, record.computed.div_ceil(BLOCK_TOKENS));
+            }
             let entries = record.tables.iter().flatten().filter(|block| **block != NO_BLOCK);
             assert_eq!(entries.count(), record.held as usize);
             for (table, dropped) in record.tables.iter().zip(&record.dropped) {

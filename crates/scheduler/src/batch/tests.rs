@@ -1,7 +1,7 @@
 //! Random operations against a model of what each block's memory would hold: every row of every
 //! plan must find, through its tables, exactly the keys of its own tokens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use pomona_types::{
     FinishReason, LayerKind, Micros, QosClass, Refusal, Request, RequestId, Sampling, TenantId,
@@ -45,7 +45,9 @@ struct World {
     next_id: u64,
     now: Micros,
     events: u64,
-    plan: StepPlan,
+    /// Steps that are computed and not committed.
+    flights: VecDeque<(StepPlan, StepResult)>,
+    landed: Vec<StepPlan>,
     /// By slot and group, as plans have told them.
     tables: Vec<Vec<Vec<u32>>>,
 }
@@ -75,6 +77,7 @@ fn config(dice: &mut Dice) -> Config {
     Config {
         max_num_seqs: seqs,
         max_num_batched_tokens: seqs + dice.below(80),
+        steps_in_flight: [1, 1, 2, 3][dice.below(4) as usize],
         max_model_len: 40 + dice.below(200),
         blocks: 10 + dice.below(80),
         groups,
@@ -117,7 +120,8 @@ impl World {
             next_id: 1,
             now: Micros(0),
             events: 0,
-            plan: StepPlan::default(),
+            flights: VecDeque::new(),
+            landed: Vec::new(),
             tables,
         }
     }
@@ -178,24 +182,39 @@ impl World {
         }
     }
 
-    /// Plans, "computes", commits; sometimes aborts in between.
+    /// Plans and "computes", or commits the oldest step; sometimes aborts in between.
     fn step(&mut self) -> bool {
         self.now = Micros(self.now.0 + 1_000 + u64::from(self.dice.below(200_000)));
         let mut effects = Effects::default();
-        let mut plan = std::mem::take(&mut self.plan);
-        let planned = self.state.plan(self.now, &mut plan);
-        if planned {
-            self.events += plan.rows.len() as u64;
-            self.write_drafts(&mut plan);
-            let result = self.compute(&plan);
-            if self.dice.below(5) == 0 {
-                self.abort();
+        let room = self.flights.len() < self.config.steps_in_flight as usize;
+        let mut planned = false;
+        if room && (self.flights.is_empty() || self.dice.below(4) > 0) {
+            let mut plan = self.landed.pop().unwrap_or_default();
+            planned = self.state.plan(self.now, &mut plan);
+            if planned {
+                self.events += plan.rows.len() as u64;
+                let flying = |id| self.flights.iter().flat_map(|f| &f.0.rows).any(|r| r.id == id);
+                assert!(plan.rows.iter().all(|row| !flying(row.id)), "in two steps at a time");
+                assert!(!plan.preempted.iter().any(|id| flying(*id)), "preempted in a step");
+                self.write_drafts(&mut plan);
+                let result = self.compute(&plan);
+                self.flights.push_back((plan, result));
+                if self.dice.below(5) == 0 {
+                    self.abort();
+                }
+            } else {
+                self.state.drain_aborted(&mut effects);
+                self.landed.push(plan);
             }
-            self.state.commit(self.now, &plan, &result, &mut effects);
-        } else {
-            self.state.drain_aborted(&mut effects);
         }
-        self.plan = plan;
+        let all = self.flights.len() == self.config.steps_in_flight as usize;
+        if (all || !planned)
+            && let Some((plan, result)) = self.flights.pop_front()
+        {
+            self.state.commit(self.now, &plan, &result, &mut effects);
+            self.landed.push(plan);
+            planned = true;
+        }
         self.apply(&effects);
         if self.events.is_multiple_of(16) {
             self.state.check();
@@ -382,6 +401,7 @@ fn small_config(blocks: u32, ordering: Ordering) -> Config {
     Config {
         max_num_seqs: 4,
         max_num_batched_tokens: 64,
+        steps_in_flight: 1,
         max_model_len: 256,
         blocks,
         groups: vec![LayerKind::Full],

@@ -1,0 +1,138 @@
+//! The ranks of a divided model: how the leader moves the others, and what these do.
+
+use std::sync::Arc;
+
+use pomona_device::{DType, View};
+use pomona_kernels::Ops;
+use pomona_models::{LOGIT_ROWS_MAX, Model};
+use pomona_types::{Collective, GroupError};
+
+use crate::EngineError;
+use crate::input::Input;
+use crate::kv::kv_cache;
+use crate::order::{Kind, Order};
+
+/// The rank that leads.
+const LEADER: usize = 0;
+
+/// The other ranks, as the leader moves them.
+pub struct Others {
+    world: Arc<dyn Collective>,
+    stages: usize,
+    message: Vec<u8>,
+}
+
+impl Others {
+    /// All ranks of a model, the leader's own included, which has so many stages.
+    pub fn new(world: Arc<dyn Collective>, stages: usize) -> Others {
+        Others { world, stages, message: Vec::new() }
+    }
+
+    /// Steps that are computed at a time.
+    pub(crate) fn stages(&self) -> usize {
+        self.stages
+    }
+
+    pub(crate) fn step(&mut self, order: &Order) -> Result<(), GroupError> {
+        order.write(&mut self.message);
+        self.world.broadcast(LEADER, &mut self.message)
+    }
+
+    /// The oldest step's logits are wanted. Without stages, they are taken after each step.
+    pub(crate) fn outputs(&mut self) -> Result<(), GroupError> {
+        if self.stages == 1 {
+            return Ok(());
+        }
+        Kind::Outputs.write(&mut self.message);
+        self.world.broadcast(LEADER, &mut self.message)
+    }
+
+    pub(crate) fn end(&mut self) {
+        Kind::End.write(&mut self.message);
+        // Those who are gone need not be told, and the others see that the group is at its end.
+        let _ = self.world.broadcast(LEADER, &mut self.message);
+    }
+}
+
+/// What a rank that follows is told beside its model.
+#[derive(Clone, Debug)]
+pub struct FollowConfig {
+    /// As the leader's.
+    pub max_num_seqs: u32,
+    /// As the leader's.
+    pub max_num_batched_tokens: u32,
+    /// As the leader's.
+    pub kv_dtype: DType,
+    /// As the leader's.
+    pub kv_blocks: u32,
+    /// In how many stages the model is cut.
+    pub stages: usize,
+}
+
+/// Runs what the leader orders, until it says that nothing follows.
+///
+/// # Errors
+/// When memory is short, a step fails, or the ranks lose each other.
+pub fn follow(
+    config: &FollowConfig,
+    model: Box<dyn Model>,
+    ops: &dyn Ops,
+    world: &dyn Collective,
+) -> Result<(), EngineError> {
+    let spec = model.spec();
+    let device = ops.device().as_ref();
+    let max_tokens = config.max_num_batched_tokens as usize;
+    let groups = spec.layer_groups().len();
+    let kv = kv_cache(device, spec, model.part(), config.kv_dtype, config.kv_blocks)?;
+    let mut input = Input::new(device, max_tokens, config.max_num_seqs as usize, groups)?;
+    let mut logits = Taken {
+        room: device.alloc_view(DType::F32, &[LOGIT_ROWS_MAX, spec.vocab as usize])?,
+        outputs: Vec::new(),
+        model,
+    };
+    let (mut message, mut order) = (Vec::new(), Order::default());
+    loop {
+        world.broadcast(LEADER, &mut message)?;
+        match Kind::read(&message).ok_or(EngineError::Order)? {
+            (Kind::End, _) => return Ok(()),
+            (Kind::Outputs, _) => logits.take(ops)?,
+            (Kind::Step, rest) => {
+                order.read(rest).ok_or(EngineError::Order)?;
+                if order.tokens.is_empty() || order.tokens.len() > max_tokens {
+                    return Err(EngineError::Order);
+                }
+                input.learn(&order.told, &order.blocks).ok_or(EngineError::Order)?;
+                let batch = input.batch(device, &order.tokens, &order.stretches)?;
+                logits.model.forward(ops, &batch, &kv)?;
+                logits.outputs.push(order.outputs());
+                if config.stages == 1 {
+                    logits.take(ops)?;
+                }
+            }
+        }
+    }
+}
+
+/// A rank's part in the logits of steps that have been run.
+struct Taken {
+    model: Box<dyn Model>,
+    room: View,
+    /// How many each of them has, the oldest first.
+    outputs: Vec<usize>,
+}
+
+impl Taken {
+    /// Does the rank's part for the oldest step.
+    fn take(&mut self, ops: &dyn Ops) -> Result<(), EngineError> {
+        if self.outputs.is_empty() {
+            return Err(EngineError::Order);
+        }
+        let outputs = self.outputs.remove(0);
+        self.model.outputs(ops, outputs)?;
+        for start in (0..outputs).step_by(LOGIT_ROWS_MAX) {
+            let end = outputs.min(start + LOGIT_ROWS_MAX);
+            self.model.logits(ops, start..end, &self.room.rows(0, end - start))?;
+        }
+        Ok(())
+    }
+}

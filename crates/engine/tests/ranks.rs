@@ -1,0 +1,166 @@
+//! A model that is divided over ranks says the same, byte for byte, as one that is not: tokens,
+//! log-probabilities and all, over any number of tensor ranks and stages.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::{Arc, mpsc};
+
+use pomona_engine::{Engine, EngineConfig, FollowConfig, Others, follow};
+use pomona_kernels::Ops;
+use pomona_models::{Checkpoint, Division, Groups, LoadOptions, Model, Parallel, Ranks};
+use pomona_types::{
+    Collective, Finish, Replica, Request, RequestId, Sampling, TenantId, TokenId, TokenOutput,
+    TokenSink,
+};
+use support::ranks::group;
+use support::{checkpoint, ops, tiny_config};
+
+/// What one request produced.
+type Answer = Vec<TokenOutput>;
+
+struct Collector {
+    answer: Answer,
+    done: mpsc::Sender<(u64, Answer)>,
+    id: u64,
+}
+
+impl TokenSink for Collector {
+    fn token(&mut self, output: TokenOutput) {
+        self.answer.push(output);
+    }
+
+    fn finish(&mut self, finish: Finish) {
+        assert_eq!(finish.message, None);
+        self.done.send((self.id, std::mem::take(&mut self.answer))).unwrap();
+    }
+}
+
+/// More requests than run at a time, longer than a step, with and without randomness.
+fn requests(vocab: u32) -> Vec<Request> {
+    let request = |i: u64| {
+        let len = 3 + i * 11 % 60;
+        let prompt: Vec<TokenId> = (0..len).map(|t| ((t * 37 + i) as u32) % vocab).collect();
+        let sampling = Sampling {
+            temperature: if i.is_multiple_of(2) { 0.0 } else { 1.0 },
+            seed: Some(i),
+            max_tokens: 4 + i as u32 % 9,
+            logprobs: Some(2),
+            prompt_logprobs: (i == 5).then_some(0),
+            ..Sampling::default()
+        };
+        Request {
+            id: RequestId(i + 1),
+            tenant: TenantId(0),
+            class: Default::default(),
+            priority: 0,
+            prompt: prompt.into(),
+            sampling,
+        }
+    };
+    (0..11).map(request).collect()
+}
+
+fn answers(replica: &dyn Replica) -> Vec<Answer> {
+    let (done, finished) = mpsc::channel();
+    let requests = requests(replica.info().vocab_size);
+    let count = requests.len();
+    for request in requests {
+        let id = request.id.0;
+        let sink = Collector { answer: vec![], done: done.clone(), id };
+        replica.submit(request, Box::new(sink)).unwrap();
+    }
+    let mut found: Vec<(u64, Answer)> = finished.iter().take(count).collect();
+    found.sort_by_key(|(id, _)| *id);
+    found.into_iter().map(|(_, answer)| answer).collect()
+}
+
+fn load(
+    checkpoint: &Checkpoint,
+    ops: &dyn Ops,
+    division: &Division,
+    rank: usize,
+    groups: Groups,
+) -> Box<dyn Model> {
+    let options = LoadOptions { max_tokens: 32, max_outputs: 32 };
+    let place = division.parallel.place(rank);
+    let ranks = Ranks { division: division.clone(), place, groups };
+    checkpoint.load_part(ops, &options, ranks, &mut |_| {}).unwrap()
+}
+
+/// The groups of each rank.
+fn groups(parallel: &Parallel) -> Vec<Groups> {
+    let mut all = vec![Groups::default(); parallel.ranks()];
+    for rank in 0..parallel.ranks() {
+        let place = parallel.place(rank);
+        if place.tensor == 0 && parallel.tensor > 1 {
+            let members = parallel.tensor_group(rank);
+            for (member, end) in members.iter().zip(group(members.len())) {
+                all[*member].tensor = Some(end);
+            }
+        }
+        if place.stage == 0 && parallel.pipeline > 1 {
+            let members = parallel.pipeline_group(rank);
+            for (member, end) in members.iter().zip(group(members.len())) {
+                all[*member].pipeline = Some(end);
+            }
+        }
+    }
+    all
+}
+
+/// Runs a model over threads, one for each rank.
+fn divided(name: &str, parallel: Parallel) -> Vec<Answer> {
+    let checkpoint = checkpoint(name);
+    let division = Division::new(checkpoint.spec(), parallel).unwrap();
+    let config = EngineConfig { eos_token_ids: vec![], ..tiny_config(true, false) };
+    let worlds: Vec<Arc<dyn Collective>> = group(parallel.ranks());
+    let stages = parallel.pipeline as usize;
+    let follow_config = FollowConfig {
+        max_num_seqs: config.max_num_seqs,
+        max_num_batched_tokens: config.max_num_batched_tokens,
+        kv_dtype: config.kv_dtype,
+        kv_blocks: config.kv_blocks,
+        stages,
+    };
+    std::thread::scope(|scope| {
+        let mut ranks = worlds.into_iter().zip(groups(&parallel)).enumerate();
+        let (_, (leader, own)) = ranks.next().unwrap();
+        let (checkpoint, division, follow_config) = (&checkpoint, &division, &follow_config);
+        let followers: Vec<_> = ranks
+            .map(|(rank, (world, groups))| {
+                scope.spawn(move || {
+                    let ops = ops();
+                    let model = load(checkpoint, ops.as_ref(), division, rank, groups);
+                    follow(follow_config, model, ops.as_ref(), world.as_ref())
+                })
+            })
+            .collect();
+        let ops = ops();
+        let model = load(checkpoint, ops.as_ref(), division, 0, own);
+        let others = Others::new(leader, stages);
+        let engine = Engine::lead(config, model, None, ops, Some(others)).unwrap();
+        let answers = answers(engine.replica().as_ref());
+        let load = engine.replica().load();
+        assert_eq!((load.running, load.blocks_used), (0, 0));
+        engine.stop();
+        followers.into_iter().for_each(|follower| follower.join().unwrap().unwrap());
+        answers
+    })
+}
+
+#[test]
+fn tokens_do_not_depend_on_the_number_of_ranks() {
+    for (name, most) in [("llama", 4), ("qwen3", 4), ("gemma3", 4), ("gptq-desc-act", 2)] {
+        let spec = checkpoint(name).spec().clone();
+        let alone = divided(name, Parallel::default());
+        assert!(alone.iter().all(|answer| !answer.is_empty()));
+        let tensor = (2..=most.min(spec.heads)).map(|tensor| (tensor, 1));
+        let pipeline = (2..=most.min(spec.layers.len() as u32)).map(|stages| (1, stages));
+        for (tensor, pipeline) in tensor.chain(pipeline).chain([(2, 2)]) {
+            let parallel = Parallel { tensor, pipeline };
+            assert!(divided(name, parallel) == alone, "{name} over {parallel:?}");
+            eprintln!("{name}: {parallel:?}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! How a model is divided over ranks: who holds which layers, heads and rows of matrices.
+//!
+//! Every matrix is cut by its rows, its outputs, and never by its columns: a product is then one
+//! rank's from the first term to the last, and the bits of a result do not depend on the number of
+//! ranks. What a rank has not computed it gets from the others by joining columns. Pure.
+
+use std::ops::Range;
+
+use pomona_types::ModelSpec;
+
+use crate::{ModelError, ModelPart, invalid};
+
+/// Rows of a matrix that go to one rank together where there are enough: those of a packed group.
+const GRAIN: u32 = 16;
+
+/// In how many parts a model is cut, and along what. Their product is the number of ranks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Parallel {
+    /// Ranks that share every layer.
+    pub tensor: u32,
+    /// Stages, which have some layers each.
+    pub pipeline: u32,
+}
+
+impl Default for Parallel {
+    fn default() -> Parallel {
+        Parallel { tensor: 1, pipeline: 1 }
+    }
+}
+
+/// Where a rank stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Among those that share its layers.
+    pub tensor: usize,
+    /// Its stage.
+    pub stage: usize,
+}
+
+impl Parallel {
+    /// How many ranks there are.
+    pub fn ranks(&self) -> usize {
+        self.tensor as usize * self.pipeline as usize
+    }
+
+    /// Where a rank stands: neighbours share layers.
+    pub fn place(&self, rank: usize) -> Place {
+        let tensor = self.tensor as usize;
+        Place { tensor: rank % tensor, stage: rank / tensor }
+    }
+
+    /// The ranks that share the layers of a rank, in order.
+    pub fn tensor_group(&self, rank: usize) -> Vec<usize> {
+        let first = rank - self.place(rank).tensor;
+        (first..first + self.tensor as usize).collect()
+    }
+
+    /// The ranks that hidden states pass through, in order.
+    pub fn pipeline_group(&self, rank: usize) -> Vec<usize> {
+        (self.place(rank).tensor..self.ranks()).step_by(self.tensor as usize).collect()
+    }
+}
+
+/// A division that works.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Division {
+    /// In how many parts.
+    pub parallel: Parallel,
+    /// Query heads of each tensor rank.
+    pub heads: Vec<Range<u32>>,
+    /// Columns of the residual stream, rows of what is added to it.
+    pub hidden: Vec<Range<u32>>,
+    /// Rows of gate and up.
+    pub ffn: Vec<Range<u32>>,
+    /// Rows of the embedding and of the output matrix.
+    pub vocab: Vec<Range<u32>>,
+    /// Layers of each stage.
+    pub layers: Vec<Range<u32>>,
+    /// Query heads for each KV head.
+    group: u32,
+}
+
+impl Division {
+    /// Divides a model, as evenly as it goes.
+    ///
+    /// # Errors
+    /// When there are more ranks than parts to give them; says how many would do.
+    pub fn new(spec: &ModelSpec, parallel: Parallel) -> Result<Division, ModelError> {
+        let (tensor, stages) = (parallel.tensor, parallel.pipeline);
+        if tensor == 0 || stages == 0 {
+            return Err(invalid!("a model is divided over one rank at least, not over none"));
+        }
+        // As many heads as there are is also far below the rows of any matrix.
+        let most = spec.heads.min(spec.hidden).min(spec.ffn).min(spec.vocab);
+        if tensor > most {
+            return Err(invalid!(
+                "--tensor-parallel-size {tensor}: the model has {} query heads, and each rank \
+                 needs one: choose {most} or fewer",
+                spec.heads
+            ));
+        }
+        let layers = spec.layers.len() as u32;
+        if stages > layers {
+            return Err(invalid!(
+                "--pipeline-parallel-size {stages}: the model has {layers} layers, and each stage \
+                 needs one: choose {layers} or fewer"
+            ));
+        }
+        let evenly = |count: u32| cut(count, tensor);
+        Ok(Division {
+            parallel,
+            heads: evenly(spec.heads),
+            hidden: evenly(spec.hidden),
+            ffn: evenly(spec.ffn),
+            vocab: evenly(spec.vocab),
+            layers: stages_of(spec, stages),
+            group: spec.heads / spec.kv_heads,
+        })
+    }
+
+    /// The KV heads that a tensor rank's query heads read. Neighbours may hold the same one.
+    pub fn kv_heads(&self, tensor: usize) -> Range<u32> {
+        let heads = &self.heads[tensor];
+        heads.start / self.group..heads.end.div_ceil(self.group)
+    }
+
+    /// Query heads of a tensor rank's first KV head that are on the rank before.
+    pub fn skipped(&self, tensor: usize) -> u32 {
+        self.heads[tensor].start % self.group
+    }
+
+    /// What one rank has of a model.
+    pub fn part(&self, spec: &ModelSpec, place: Place) -> ModelPart {
+        let layers = &self.layers[place.stage];
+        let len = |range: &Range<u32>| range.end - range.start;
+        let spec = ModelSpec {
+            heads: len(&self.heads[place.tensor]),
+            kv_heads: len(&self.kv_heads(place.tensor)),
+            ffn: len(&self.ffn[place.tensor]),
+            layers: spec.layers[layers.start as usize..layers.end as usize].to_vec(),
+            ..spec.clone()
+        };
+        ModelPart { spec, first_layer: layers.start }
+    }
+}
+
+/// `0..count` in as many parts, none empty, in whole grains if those are enough.
+fn cut(count: u32, parts: u32) -> Vec<Range<u32>> {
+    let grain = if count / GRAIN >= parts { GRAIN } else { 1 };
+    let grains = u64::from(count.div_ceil(grain));
+    let at = |part: u32| {
+        let first = grains * u64::from(part) / u64::from(parts);
+        (first as u32 * grain).min(count)
+    };
+    (0..parts).map(|part| at(part)..at(part + 1)).collect()
+}
+
+/// Layers of each stage. The first has the embedding and the output matrix as well, whose rows are
+/// weighed against a layer's, so that the slowest stage is as fast as can be.
+fn stages_of(spec: &ModelSpec, stages: u32) -> Vec<Range<u32>> {
+    let layers = spec.layers.len() as u32;
+    let [hidden, ffn, heads, kv_heads, head_dim, vocab] =
+        [spec.hidden, spec.ffn, spec.heads, spec.kv_heads, spec.head_dim, spec.vocab]
+            .map(u64::from);
+    let layer = 2 * (heads + kv_heads) * head_dim + 3 * ffn;
+    let output = vocab;
+    debug_assert!(hidden > 0);
+    let slowest = |first: u32| {
+        let others = u64::from((layers - first).div_ceil((stages - 1).max(1)));
+        (u64::from(first) * layer + output).max(others * layer)
+    };
+    let first = match stages {
+        1 => layers,
+        _ => (1..=layers - (stages - 1)).min_by_key(|first| slowest(*first)).unwrap_or(1),
+    };
+    let rest = layers - first;
+    let others = (0..stages - 1).map(|stage| {
+        let at = |stage: u32| first + rest * stage / (stages - 1);
+        at(stage)..at(stage + 1)
+    });
+    std::iter::once(0..first).chain(others).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use pomona_types::LayerKind;
+
+    use super::*;
+
+    fn smollm2() -> ModelSpec {
+        ModelSpec {
+            architecture: "llama".into(),
+            hidden: 576,
+            ffn: 1536,
+            heads: 9,
+            kv_heads: 3,
+            head_dim: 64,
+            vocab: 49_152,
+            max_position: 8192,
+            layers: vec![LayerKind::Full; 30],
+        }
+    }
+
+    fn divide(tensor: u32, pipeline: u32) -> Result<Division, String> {
+        let parallel = Parallel { tensor, pipeline };
+        Division::new(&smollm2(), parallel).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn heads_are_divided_within_groups_and_their_kv_heads_held_twice() {
+        let division = divide(2, 1).unwrap();
+        assert_eq!(division.heads, [0..4, 4..9]);
+        assert_eq!([0, 1].map(|t| division.kv_heads(t)), [0..2, 1..3]);
+        assert_eq!([0, 1].map(|t| division.skipped(t)), [0, 1]);
+        let part = division.part(&smollm2(), Place { tensor: 1, stage: 0 }).spec;
+        assert_eq!((part.heads, part.kv_heads, part.ffn), (5, 2, 768));
+    }
+
+    #[test]
+    fn parts_cover_everything_once_and_none_is_empty() {
+        for tensor in 1..=9 {
+            let division = divide(tensor, 1).unwrap();
+            let parts = [&division.heads, &division.hidden, &division.ffn, &division.vocab];
+            for (parts, count) in parts.into_iter().zip([9, 576, 1536, 49_152]) {
+                let joined: Vec<u32> = parts.iter().flat_map(Clone::clone).collect();
+                assert!(joined.into_iter().eq(0..count) && parts.iter().all(|p| !p.is_empty()));
+            }
+        }
+        for stages in 1..=30 {
+            let layers = divide(1, stages).unwrap().layers;
+            assert!(layers.iter().flat_map(Clone::clone).eq(0..30), "{layers:?}");
+            assert!(layers.iter().all(|l| !l.is_empty()) && layers.len() == stages as usize);
+        }
+    }
+
+    #[test]
+    fn the_first_stage_has_fewer_layers_for_it_has_the_vocabulary() {
+        // A layer has 6,144 rows, the vocabulary 49,152: eight layers' worth.
+        assert_eq!(divide(1, 2).unwrap().layers, [0..11, 11..30]);
+    }
+
+    #[test]
+    fn what_cannot_be_divided_is_refused_with_what_can() {
+        assert!(divide(10, 1).unwrap_err().contains("choose 9 or fewer"));
+        assert!(divide(1, 31).unwrap_err().contains("choose 30 or fewer"));
+        assert!(divide(0, 1).is_err());
+    }
+
+    #[test]
+    fn ranks_have_their_places() {
+        let parallel = Parallel { tensor: 2, pipeline: 3 };
+        assert_eq!(parallel.ranks(), 6);
+        assert_eq!(parallel.place(3), Place { tensor: 1, stage: 1 });
+        assert_eq!(parallel.tensor_group(3), [2, 3]);
+        assert_eq!(parallel.pipeline_group(3), [1, 3, 5]);
+    }
+}
