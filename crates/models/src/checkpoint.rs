@@ -14,8 +14,8 @@ use crate::arch::{self, Blueprint};
 use crate::layers::Decoder;
 use crate::weights::gguf::{self, Gguf, Value};
 use crate::weights::int4::Scheme;
-use crate::weights::{Dialect, Quantization, Tensor, Tensors, safetensors};
-use crate::{Division, Groups, Model, ModelError, Parallel, Ranks, invalid};
+use crate::weights::{Dialect, Name, Quantization, Role, Tensor, Tensors, safetensors};
+use crate::{Division, Groups, Model, ModelError, Parallel, Place, Ranks, invalid};
 
 /// Largest JSON file of a folder that is read; tokenizers reach 40 MB.
 const JSON_BYTES_MAX: u64 = 256 << 20;
@@ -119,6 +119,21 @@ impl Checkpoint {
     /// Bytes of all tensors.
     pub fn weight_bytes(&self) -> u64 {
         self.infos.iter().map(|t| t.bytes).sum()
+    }
+
+    /// Bytes of the tensors that one rank of a divided model has, in whole or in part.
+    pub fn part_bytes(&self, division: &Division, place: Place) -> u64 {
+        let layers = division.layers[place.stage].clone();
+        let roles = |layer| Role::ALL.map(|role| Name::Layer(layer, role));
+        let first = [Name::Embedding, Name::Output];
+        let vocabulary = first.into_iter().filter(|_| place.stage == 0);
+        let names = layers.flat_map(roles).chain(vocabulary);
+        let bytes = |name: Name| {
+            let bytes = self.tensors.find(name).map_or(0, |(_, tensor)| tensor.bytes as u64);
+            let rows = division.rows(self.spec(), place.tensor, name);
+            bytes * rows.own.len() as u64 / u64::from(rows.all)
+        };
+        names.map(bytes).sum()
     }
 
     /// A text that differs where the weights do, had without reading them: what the file system

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use pomona_types::ModelSpec;
 
+use crate::weights::{Name, Role};
 use crate::{ModelError, ModelPart, invalid};
 
 /// Rows of a matrix that go to one rank together where there are enough: those of a packed group.
@@ -129,6 +130,27 @@ impl Division {
         self.heads[tensor].start % self.group
     }
 
+    /// The rows of a matrix, and those of them that a tensor rank has. What is no matrix of a
+    /// layer's width is whole everywhere.
+    pub(crate) fn rows(&self, spec: &ModelSpec, tensor: usize, name: Name) -> Rows {
+        let of = |all: u32, own: &Range<u32>| Rows { all, own: own.clone() };
+        let heads = |all: u32, own: &Range<u32>| Rows {
+            all: all * spec.head_dim,
+            own: own.start * spec.head_dim..own.end * spec.head_dim,
+        };
+        match name {
+            Name::Embedding | Name::Output => of(spec.vocab, &self.vocab[tensor]),
+            Name::Layer(_, role) | Name::Bias(_, role) => match role {
+                Role::Query => heads(spec.heads, &self.heads[tensor]),
+                Role::Key | Role::Value => heads(spec.kv_heads, &self.kv_heads(tensor)),
+                Role::AttentionOut | Role::Down => of(spec.hidden, &self.hidden[tensor]),
+                Role::Gate | Role::Up => of(spec.ffn, &self.ffn[tensor]),
+                _ => of(1, &(0..1)),
+            },
+            _ => of(1, &(0..1)),
+        }
+    }
+
     /// What one rank has of a model.
     pub fn part(&self, spec: &ModelSpec, place: Place) -> ModelPart {
         let layers = &self.layers[place.stage];
@@ -141,6 +163,18 @@ impl Division {
             ..spec.clone()
         };
         ModelPart { spec, first_layer: layers.start }
+    }
+}
+
+/// A matrix's rows in the file, and those of them that are one rank's.
+pub(crate) struct Rows {
+    pub(crate) all: u32,
+    pub(crate) own: Range<u32>,
+}
+
+impl Rows {
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.own.start as usize..self.own.end as usize
     }
 }
 

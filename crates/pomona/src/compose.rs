@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use pomona_device::{DType, Pool};
-use pomona_engine::{Engine, EngineConfig, draft_block_bytes};
+use pomona_engine::{Engine, EngineConfig, draft_block_bytes, kv_block_bytes};
 use pomona_gateway::{SamplingDefaults, ServedModel};
 use pomona_kernels::{CpuOps, Ops};
-use pomona_models::{Checkpoint, LoadOptions, Model};
+use pomona_models::{Checkpoint, Division, LoadOptions, Model};
 use pomona_scheduler::batch::Ordering;
 use pomona_text::{ChatTemplate, Tokenizer};
-use pomona_types::Micros;
+use pomona_types::{Micros, ModelSpec};
 
 use crate::bench::report::Facts;
 use crate::cli::{EngineArgs, Policy};
-use crate::memory::{self, DraftNeeds, Fit, Wishes};
+use crate::memory::{self, Fit, Needs, Wishes};
 use crate::models::progress::{Progress, human_bytes, say};
 use crate::models::weight_cache::{Entry, Finishing};
 use crate::models::{Resolved, Surroundings, catalogue, resolve};
@@ -139,31 +139,52 @@ pub fn wishes(
     draft: Option<&Checkpoint>,
     args: &EngineArgs,
 ) -> Result<Wishes> {
-    let needs = match draft {
-        None => DraftNeeds::default(),
-        Some(draft) => {
-            let (spec, kv_dtype) = (draft.spec(), args.kv_cache_dtype.0);
-            let block_bytes = draft_block_bytes(checkpoint.spec(), spec, kv_dtype).context(
-                "the draft model's layers see further back than the model's: choose one with the \
-                 same sliding windows or smaller ones",
-            )?;
-            let scratch_bytes = memory::scratch_bytes(spec, args.max_num_batched_tokens);
-            DraftNeeds { block_bytes, scratch_bytes }
-        }
-    };
+    let division = Division::new(checkpoint.spec(), args.parallel.division())?;
+    let ranks = 0..division.parallel.ranks();
+    let ranks: Needs = ranks.map(|rank| rank_needs(checkpoint, &division, rank, args)).sum();
+    let draft = draft.map_or(Ok(Needs::default()), |draft| draft_needs(checkpoint, draft, args))?;
     Ok(Wishes {
-        weight_bytes: checkpoint.weight_bytes() + draft.map_or(0, Checkpoint::weight_bytes),
+        needs: ranks + draft,
         available_bytes: pomona_device::available_memory().unwrap_or(MEMORY_ASSUMED),
-        kv_row_bytes: kv_row_bytes(checkpoint.spec(), args),
         max_model_len: args.max_model_len,
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.max_num_batched_tokens,
         kv_bytes: args.kv_cache_memory,
-        draft: needs,
     })
 }
 
-fn kv_row_bytes(spec: &pomona_types::ModelSpec, args: &EngineArgs) -> u32 {
+/// What one rank of a model needs.
+pub fn rank_needs(
+    checkpoint: &Checkpoint,
+    division: &Division,
+    rank: usize,
+    args: &EngineArgs,
+) -> Needs {
+    let (spec, place) = (checkpoint.spec(), division.parallel.place(rank));
+    let part = division.part(spec, place);
+    Needs::program()
+        + Needs {
+            weight_bytes: checkpoint.part_bytes(division, place),
+            block_bytes: kv_block_bytes(spec, &part, args.kv_cache_dtype.0),
+            scratch_bytes: memory::scratch_bytes(spec, &part.spec, args.max_num_batched_tokens),
+        }
+}
+
+/// What a draft model needs.
+fn draft_needs(checkpoint: &Checkpoint, draft: &Checkpoint, args: &EngineArgs) -> Result<Needs> {
+    let (spec, kv_dtype) = (draft.spec(), args.kv_cache_dtype.0);
+    Ok(Needs {
+        weight_bytes: draft.weight_bytes(),
+        block_bytes: draft_block_bytes(checkpoint.spec(), spec, kv_dtype).context(
+            "the draft model's layers see further back than the model's: choose one with the same \
+             sliding windows or smaller ones",
+        )?,
+        scratch_bytes: memory::scratch_bytes(spec, spec, args.max_num_batched_tokens),
+    })
+}
+
+/// Bytes of a head's key or value of one token.
+pub fn kv_row_bytes(spec: &ModelSpec, args: &EngineArgs) -> u32 {
     pomona_kernels::kv_row_bytes(args.kv_cache_dtype.0, spec.head_dim as usize) as u32
 }
 

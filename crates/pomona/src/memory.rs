@@ -16,12 +16,10 @@ const PROGRAM_BYTES: u64 = 64 << 20;
 /// What is wanted and what there is.
 #[derive(Clone, Copy, Debug)]
 pub struct Wishes {
-    /// Bytes of all weights.
-    pub weight_bytes: u64,
+    /// What all that runs on this machine needs.
+    pub needs: Needs,
     /// Bytes that can be used without swapping, caches given up.
     pub available_bytes: u64,
-    /// Bytes of a head's key or value of one token.
-    pub kv_row_bytes: u32,
     /// Longest sequence, if the user says.
     pub max_model_len: Option<u32>,
     /// Sequences at once.
@@ -30,17 +28,42 @@ pub struct Wishes {
     pub max_num_batched_tokens: u32,
     /// Memory for KV, if the user says.
     pub kv_bytes: Option<u64>,
-    /// What a draft model needs beside its weights, which are counted with the model's.
-    pub draft: DraftNeeds,
 }
 
-/// What a draft model needs; nothing where there is none.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct DraftNeeds {
-    /// Bytes of its KV for each block.
+/// What a model needs, one rank's part of it, or several of them together with a draft model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Bytes of weights.
+    pub weight_bytes: u64,
+    /// Bytes of KV for each block.
     pub block_bytes: u64,
-    /// Bytes of its activations.
+    /// Bytes of activations, and of the program.
     pub scratch_bytes: u64,
+}
+
+impl Needs {
+    /// What a process needs beside the model.
+    pub fn program() -> Needs {
+        Needs { scratch_bytes: PROGRAM_BYTES, ..Needs::default() }
+    }
+}
+
+impl std::ops::Add for Needs {
+    type Output = Needs;
+
+    fn add(self, other: Needs) -> Needs {
+        Needs {
+            weight_bytes: self.weight_bytes.saturating_add(other.weight_bytes),
+            block_bytes: self.block_bytes + other.block_bytes,
+            scratch_bytes: self.scratch_bytes + other.scratch_bytes,
+        }
+    }
+}
+
+impl std::iter::Sum for Needs {
+    fn sum<I: Iterator<Item = Needs>>(all: I) -> Needs {
+        all.fold(Needs::default(), std::ops::Add::add)
+    }
 }
 
 /// What will be used.
@@ -79,16 +102,16 @@ pub fn fit(spec: &ModelSpec, wishes: &Wishes) -> Result<Fit> {
         );
     }
     let step = wishes.max_num_batched_tokens;
-    let scratch_bytes = scratch_bytes(spec, step) + wishes.draft.scratch_bytes + PROGRAM_BYTES;
-    let fixed = wishes.weight_bytes.saturating_add(scratch_bytes);
+    let Needs { weight_bytes, block_bytes, scratch_bytes } = wishes.needs;
+    let block_bytes = block_bytes.max(1);
+    let fixed = weight_bytes.saturating_add(scratch_bytes);
     let free = wishes.available_bytes.saturating_sub(fixed);
-    let block_bytes = block_bytes(spec, wishes);
     let least = blocks_for(spec, BLOCK_TOKENS, step) * block_bytes;
     if free < least {
         bail!(
             "not enough memory: the model needs {} for weights and {} beside them, and {} are \
              available. Stop other programs, or choose a smaller or more quantised model",
-            human_bytes(wishes.weight_bytes),
+            human_bytes(weight_bytes),
             human_bytes(scratch_bytes + least),
             human_bytes(wishes.available_bytes),
         );
@@ -121,14 +144,14 @@ pub fn fit(spec: &ModelSpec, wishes: &Wishes) -> Result<Fit> {
         max_model_len,
         kv_blocks,
         kv_bytes: u64::from(kv_blocks) * block_bytes,
-        weight_bytes: wishes.weight_bytes,
+        weight_bytes,
         scratch_bytes,
     })
 }
 
 /// The wished length, or the longest that the model allows and the budget holds.
 fn max_model_len(spec: &ModelSpec, wishes: &Wishes, budget: u64, free: u64) -> Result<u32> {
-    let block_bytes = block_bytes(spec, wishes);
+    let block_bytes = wishes.needs.block_bytes.max(1);
     let step = wishes.max_num_batched_tokens;
     let longest_that_fits = |bytes: u64| {
         let blocks = bytes / block_bytes;
@@ -208,18 +231,18 @@ pub fn kv_read_bytes(spec: &ModelSpec, row_bytes: u32, tokens: f64) -> f64 {
     spec.layers.iter().map(|kind| token * seen(kind)).sum()
 }
 
-/// Bytes of a block, of the model and of its draft model.
-fn block_bytes(spec: &ModelSpec, wishes: &Wishes) -> u64 {
-    (spec.block_bytes(wishes.kv_row_bytes) + wishes.draft.block_bytes).max(1)
-}
-
 /// Activations of a step: the residual stream and its norm, queries and outputs, keys and values,
-/// gate and up, a few rows of logits, all f32.
-pub fn scratch_bytes(spec: &ModelSpec, tokens: u32) -> u64 {
-    let heads = 2 * spec.heads + 2 * spec.kv_heads;
+/// gate and up, a few rows of logits, all f32. What a rank, which has `part` of the model, computes
+/// a part of and gathers is there twice: its own columns, and all.
+pub fn scratch_bytes(spec: &ModelSpec, part: &ModelSpec, tokens: u32) -> u64 {
+    let gathered = |all: u32, own: u32| all + if own < all { own } else { 0 };
+    let heads = gathered(spec.heads, part.heads) + part.heads + 2 * part.kv_heads;
+    let ffn = gathered(spec.ffn, part.ffn) + part.ffn;
+    let own_hidden = if part.heads < spec.heads { 2 * u64::from(spec.hidden) } else { 0 };
     let row = 4 * u64::from(spec.hidden)
+        + own_hidden
         + u64::from(heads) * u64::from(spec.head_dim)
-        + 2 * u64::from(spec.ffn);
+        + u64::from(ffn);
     const LOGIT_ROWS: u64 = 64;
     let logits = LOGIT_ROWS.min(u64::from(tokens)) * u64::from(spec.vocab);
     (row * u64::from(tokens) + logits) * 4
@@ -246,14 +269,16 @@ mod tests {
 
     fn wishes() -> Wishes {
         Wishes {
-            weight_bytes: 98 << 20,
+            needs: Needs {
+                weight_bytes: 98 << 20,
+                block_bytes: spec().block_bytes(2 * spec().head_dim),
+                scratch_bytes: scratch_bytes(&spec(), &spec(), 512),
+            } + Needs::program(),
             available_bytes: 12 << 30,
-            kv_row_bytes: 2 * spec().head_dim,
             max_model_len: None,
             max_num_seqs: 64,
             max_num_batched_tokens: 512,
             kv_bytes: None,
-            draft: DraftNeeds::default(),
         }
     }
 
@@ -301,9 +326,9 @@ mod tests {
     fn a_draft_model_shortens_the_context_of_a_tight_machine() {
         let tight = Wishes { available_bytes: 700 << 20, ..wishes() };
         let alone = fit(&spec(), &tight).unwrap();
-        let draft =
-            DraftNeeds { block_bytes: spec().block_bytes(2 * spec().head_dim), scratch_bytes: 0 };
-        let with = fit(&spec(), &Wishes { draft, ..tight }).unwrap();
+        let block_bytes = spec().block_bytes(2 * spec().head_dim);
+        let needs = tight.needs + Needs { block_bytes, ..Needs::default() };
+        let with = fit(&spec(), &Wishes { needs, ..tight }).unwrap();
         assert!(with.max_model_len <= alone.max_model_len / 2 + 16, "{with:?}");
         assert!(with.total_bytes() <= tight.available_bytes);
     }
@@ -328,6 +353,16 @@ mod tests {
     fn a_step_has_room_for_every_sequence() {
         let text = refusal(Wishes { max_num_batched_tokens: 32, ..wishes() });
         assert!(text.contains("raise the one or lower the other"), "{text}");
+    }
+
+    #[test]
+    fn a_rank_has_room_for_its_columns_and_for_those_of_all() {
+        let part = ModelSpec { heads: 5, kv_heads: 2, ffn: 768, ..spec() };
+        let whole = scratch_bytes(&spec(), &spec(), 1);
+        let rows = |bytes: u64| bytes / 4 - u64::from(spec().vocab);
+        assert_eq!(rows(whole), 4 * 576 + (18 + 6) * 64 + 2 * 1536);
+        let own = scratch_bytes(&spec(), &part, 1);
+        assert_eq!(rows(own), 6 * 576 + (9 + 5 + 5 + 4) * 64 + 1536 + 2 * 768);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use pomona_kernels::{
 use pomona_types::{LayerKind, ModelSpec};
 
 use super::ranks::{Columns, Ranks};
+use crate::division::Rows;
 use crate::weights::{Name, Role, Tensors};
 use crate::{Blueprint, KvCache, LoadOptions, Model, ModelError, ModelPart, invalid};
 
@@ -106,40 +107,27 @@ pub const LOGIT_ROWS_MAX: usize = 32;
 struct Loader<'a> {
     tensors: &'a Tensors,
     ops: &'a dyn Ops,
+    spec: &'a ModelSpec,
+    ranks: &'a Ranks,
     norm_offset: f32,
     done: u64,
     progress: &'a mut dyn FnMut(u64),
 }
 
-/// A matrix's rows in the file, and those of them that are this rank's.
-struct Rows {
-    all: u32,
-    own: Range<u32>,
-}
-
-impl Rows {
-    fn of(all: u32, own: &Range<u32>) -> Rows {
-        Rows { all, own: own.clone() }
-    }
-
-    /// The rows of some heads.
-    fn of_heads(all: u32, own: &Range<u32>, head_dim: u32) -> Rows {
-        Rows { all: all * head_dim, own: own.start * head_dim..own.end * head_dim }
-    }
-
-    fn range(&self) -> Range<usize> {
-        self.own.start as usize..self.own.end as usize
-    }
-}
-
 impl Loader<'_> {
-    fn matrix(&mut self, name: Name, rows: &Rows, cols: u32) -> Result<Matrix, ModelError> {
+    /// The rows that are this rank's.
+    fn matrix(&mut self, name: Name, cols: u32) -> Result<Matrix, ModelError> {
+        let rows = self.rows(name);
         let source = self.tensors.matrix(name, rows.all as usize, cols as usize)?;
         let matrix = self.ops.matrix(&source.part(rows.range()))?;
         let bytes = self.tensors.find(name).map_or(0, |(_, t)| t.bytes as u64);
         self.done += bytes * rows.range().len() as u64 / u64::from(rows.all);
         (self.progress)(self.done);
         Ok(matrix)
+    }
+
+    fn rows(&self, name: Name) -> Rows {
+        self.ranks.division.rows(self.spec, self.ranks.place.tensor, name)
     }
 
     fn upload(&self, values: &[f32]) -> Result<View, ModelError> {
@@ -185,69 +173,66 @@ impl Loader<'_> {
         self.upload(&values)
     }
 
-    fn linear(&mut self, at: (u32, Role), rows: &Rows, cols: u32) -> Result<Linear, ModelError> {
-        let weight = self.matrix(Name::Layer(at.0, at.1), rows, cols)?;
+    fn linear(&mut self, at: (u32, Role), cols: u32) -> Result<Linear, ModelError> {
+        let name = Name::Layer(at.0, at.1);
+        let (weight, rows) = (self.matrix(name, cols)?, self.rows(name));
         let bias = self.tensors.vector(Name::Bias(at.0, at.1), rows.all as usize)?;
         let bias = bias.map(|values| self.upload(&values[rows.range()])).transpose()?;
-        let order = self.order(Name::Layer(at.0, at.1))?;
+        let order = self.order(name)?;
         Ok(Linear { weight, bias, order })
     }
 
-    fn vocabulary(&mut self, spec: &ModelSpec, ranks: &Ranks) -> Result<Vocabulary, ModelError> {
+    fn vocabulary(&mut self) -> Result<Vocabulary, ModelError> {
         if self.tensors.order(Name::Embedding).is_some() {
             return Err(invalid!("the embedding has columns in another order: not supported"));
         }
-        let own = &ranks.division.vocab[ranks.place.tensor];
-        let rows = Rows::of(spec.vocab, own);
-        let embedding = self.matrix(Name::Embedding, &rows, spec.hidden)?;
+        let hidden = self.spec.hidden;
+        let embedding = self.matrix(Name::Embedding, hidden)?;
         let output = match self.tensors.find(Name::Output) {
             None => None,
             Some(_) => Some(Linear {
-                weight: self.matrix(Name::Output, &rows, spec.hidden)?,
+                weight: self.matrix(Name::Output, hidden)?,
                 bias: None,
                 order: self.order(Name::Output)?,
             }),
         };
-        let logits = match ranks.tensor() {
+        let logits = match self.ranks.tensor() {
             None => None,
             Some(_) => {
-                let view = self.ops.device().alloc_view(DType::F32, &[LOGIT_ROWS_MAX, own.len()]);
+                let shape = [LOGIT_ROWS_MAX, embedding.rows];
+                let view = self.ops.device().alloc_view(DType::F32, &shape);
                 Some(view.map_err(OpError::from)?)
             }
         };
         Ok(Vocabulary { embedding, output, logits })
     }
 
-    fn layer(&mut self, l: u32, blueprint: &Blueprint, ranks: &Ranks) -> Result<Layer, ModelError> {
-        let spec = &blueprint.spec;
-        let (hidden, division, own) = (spec.hidden, &ranks.division, ranks.place.tensor);
-        let query = Rows::of_heads(spec.heads, &division.heads[own], spec.head_dim);
-        let key = Rows::of_heads(spec.kv_heads, &division.kv_heads(own), spec.head_dim);
-        let stream = Rows::of(hidden, &division.hidden[own]);
-        let ffn = Rows::of(spec.ffn, &division.ffn[own]);
+    fn layer(&mut self, l: u32, blueprint: &Blueprint) -> Result<Layer, ModelError> {
+        let (hidden, ffn, head_dim) = (self.spec.hidden, self.spec.ffn, self.spec.head_dim);
+        let attended = self.spec.heads * head_dim;
         self.one_order(l, &[Role::Query, Role::Key, Role::Value])?;
         self.one_order(l, &[Role::Gate, Role::Up])?;
         let layer = Layer {
             attention_norm: self.norm(Name::Layer(l, Role::AttentionNorm), hidden)?,
-            query: self.linear((l, Role::Query), &query, hidden)?,
-            key: self.linear((l, Role::Key), &key, hidden)?,
-            value: self.linear((l, Role::Value), &key, hidden)?,
+            query: self.linear((l, Role::Query), hidden)?,
+            key: self.linear((l, Role::Key), hidden)?,
+            value: self.linear((l, Role::Value), hidden)?,
             head_norms: match blueprint.head_norms {
                 false => None,
                 true => Some((
-                    self.norm(Name::Layer(l, Role::QueryNorm), spec.head_dim)?,
-                    self.norm(Name::Layer(l, Role::KeyNorm), spec.head_dim)?,
+                    self.norm(Name::Layer(l, Role::QueryNorm), head_dim)?,
+                    self.norm(Name::Layer(l, Role::KeyNorm), head_dim)?,
                 )),
             },
-            attention_out: self.linear((l, Role::AttentionOut), &stream, query.all)?,
+            attention_out: self.linear((l, Role::AttentionOut), attended)?,
             post_attention_norm: match blueprint.sandwich {
                 false => None,
                 true => Some(self.norm(Name::Layer(l, Role::PostAttentionNorm), hidden)?),
             },
             ffn_norm: self.norm(Name::Layer(l, Role::FfnNorm), hidden)?,
-            gate: self.linear((l, Role::Gate), &ffn, hidden)?,
-            up: self.linear((l, Role::Up), &ffn, hidden)?,
-            down: self.linear((l, Role::Down), &stream, spec.ffn)?,
+            gate: self.linear((l, Role::Gate), hidden)?,
+            up: self.linear((l, Role::Up), hidden)?,
+            down: self.linear((l, Role::Down), ffn)?,
             post_ffn_norm: match blueprint.sandwich {
                 false => None,
                 true => Some(self.norm(Name::Layer(l, Role::PostFfnNorm), hidden)?),
@@ -269,19 +254,19 @@ impl Decoder {
         tensors: &Tensors,
         ops: &dyn Ops,
         options: &LoadOptions,
-        ranks: Ranks,
+        own: Ranks,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Decoder, ModelError> {
-        let spec = &blueprint.spec;
+        let (spec, ranks) = (&blueprint.spec, &own);
         let norm_offset = blueprint.norm_offset;
-        let mut loader = Loader { tensors, ops, norm_offset, done: 0, progress };
+        let done = 0;
+        let mut loader = Loader { tensors, ops, spec, ranks, norm_offset, done, progress };
         let vocabulary = match ranks.is_first() {
-            true => Some(loader.vocabulary(spec, &ranks)?),
+            true => Some(loader.vocabulary()?),
             false => None,
         };
         let layers = ranks.layers();
-        let layers =
-            layers.map(|l| loader.layer(l, &blueprint, &ranks)).collect::<Result<_, _>>()?;
+        let layers = layers.map(|l| loader.layer(l, &blueprint)).collect::<Result<_, _>>()?;
         let output_norm = match ranks.is_last() {
             true => Some(loader.norm(Name::OutputNorm, spec.hidden)?),
             false => None,
@@ -293,11 +278,11 @@ impl Decoder {
             .iter()
             .map(|rope| loader.upload(&rope.inverse_frequencies(factors.as_deref())))
             .collect::<Result<_, _>>()?;
-        let scratch = Scratch::new(ops, &blueprint, &ranks, options).map_err(OpError::from)?;
+        let scratch = Scratch::new(ops, &blueprint, ranks, options).map_err(OpError::from)?;
         Ok(Decoder {
             part: ranks.division.part(spec, ranks.place),
+            ranks: own,
             blueprint,
-            ranks,
             vocabulary,
             layers,
             output_norm,

@@ -30,6 +30,24 @@ pub(crate) enum Role {
     PostFfnNorm,
 }
 
+impl Role {
+    pub(crate) const ALL: [Role; 13] = [
+        Role::AttentionNorm,
+        Role::Query,
+        Role::Key,
+        Role::Value,
+        Role::AttentionOut,
+        Role::QueryNorm,
+        Role::KeyNorm,
+        Role::PostAttentionNorm,
+        Role::FfnNorm,
+        Role::Gate,
+        Role::Up,
+        Role::Down,
+        Role::PostFfnNorm,
+    ];
+}
+
 /// Whose names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Dialect {

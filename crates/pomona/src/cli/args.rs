@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use pomona_device::DType;
 use pomona_kernels::ActivationBits;
-use pomona_models::Quantization;
+use pomona_models::{Parallel, Quantization};
 
 use super::speculative::{Drafting, SpeculativeArgs};
 use crate::models::Surroundings;
@@ -105,6 +105,30 @@ pub struct EngineArgs {
 
     #[command(flatten)]
     speculative: SpeculativeArgs,
+
+    #[command(flatten)]
+    pub parallel: ParallelArgs,
+}
+
+/// Over how many ranks a model is divided: processes of this machine, or of several.
+#[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
+#[command(next_help_heading = "Parallelism")]
+pub struct ParallelArgs {
+    /// Ranks that share every layer, each with some of its heads and rows
+    #[arg(long, visible_alias = "tp", value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub tensor_parallel_size: u32,
+    /// Stages that have some layers each; several steps are under way at a time
+    #[arg(long, visible_alias = "pp", value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub pipeline_parallel_size: u32,
+}
+
+impl ParallelArgs {
+    /// The same for one model.
+    pub fn division(&self) -> Parallel {
+        Parallel { tensor: self.tensor_parallel_size, pipeline: self.pipeline_parallel_size }
+    }
 }
 
 /// Size of the weight cache unless a flag says another.
@@ -199,6 +223,8 @@ impl EngineArgs {
             ("--scheduling-policy", Some(policy.to_owned())),
             ("--max-waiting", Some(self.max_waiting.to_string())),
             ("--seed", Some(self.seed.to_string())),
+            ("--tensor-parallel-size", Some(self.parallel.tensor_parallel_size.to_string())),
+            ("--pipeline-parallel-size", Some(self.parallel.pipeline_parallel_size.to_string())),
             ("--max-model-len", self.max_model_len.map(|n| n.to_string())),
             ("--kv-cache-memory", self.kv_cache_memory.map(|n| n.to_string())),
             ("--quantization", self.quantization.map(|to| format!("{to:?}").to_lowercase())),
@@ -339,13 +365,15 @@ mod tests {
         use clap::Parser;
         let given = "x --max-model-len 4K --kv-cache-dtype bfloat16 --scheduling-policy fair \
                      --no-enable-prefix-caching --kv-cache-memory 1GiB --threads 2 --seed 3 \
-                     --activation-bits 8 \
+                     --activation-bits 8 --tp 2 --pipeline-parallel-size 3 \
                      --weight-cache /srv/x --weight-cache-size 1GiB --quantization int4 \
                      --model-draft m.gguf --draft-max 5";
         let first = Probe::parse_from(given.split_whitespace()).engine;
         let flags = first.to_flags();
         let again = Probe::parse_from(["x".to_owned()].into_iter().chain(flags.clone())).engine;
         assert_eq!(again.to_flags(), flags);
+        assert_eq!(again.parallel, first.parallel);
+        assert_eq!(again.parallel.division().ranks(), 6);
         assert_eq!(again.max_model_len, Some(4096));
         assert_eq!(again.activation_bits, ActivationBits::Eight);
         assert_eq!(again.drafting(), first.drafting());

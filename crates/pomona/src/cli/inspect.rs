@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write, stdout};
+use std::ops::Range;
 
 use anyhow::Result;
 use clap::Args;
 use pomona_kernels::{Isa, LinearPath};
+use pomona_models::{Checkpoint, Division};
 use pomona_types::{LayerKind, ModelSpec};
 use serde::Serialize;
 
@@ -75,6 +77,23 @@ struct MemoryRow {
     /// What `serve` with the same flags would take; `None` when there is no room.
     fit: Option<FitRow>,
     refusal: Option<String>,
+    /// None where the model is not divided.
+    ranks: Vec<RankRow>,
+}
+
+/// Ranges are first and one past the last.
+#[derive(Serialize)]
+struct RankRow {
+    rank: usize,
+    layers: [u32; 2],
+    heads: [u32; 2],
+    kv_heads: [u32; 2],
+    ffn: [u32; 2],
+    /// Rows of the embedding and the output matrix.
+    vocab: Option<[u32; 2]>,
+    weight_bytes: u64,
+    kv_bytes: u64,
+    scratch_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -170,7 +189,7 @@ fn look(args: &InspectArgs) -> Result<Findings> {
         end_tokens: checkpoint.eos_token_ids().to_vec(),
         parameters: tensors.iter().map(weights).sum(),
         formats,
-        memory: memory_row(spec, &wishes),
+        memory: memory_row(spec, &wishes, &checkpoint, &args.engine)?,
         machine: MachineRow {
             kernels: isa.name().to_owned(),
             threads: compose::threads(&args.engine),
@@ -179,11 +198,18 @@ fn look(args: &InspectArgs) -> Result<Findings> {
     })
 }
 
-fn memory_row(spec: &ModelSpec, wishes: &memory::Wishes) -> MemoryRow {
+fn memory_row(
+    spec: &ModelSpec,
+    wishes: &memory::Wishes,
+    checkpoint: &Checkpoint,
+    args: &EngineArgs,
+) -> Result<MemoryRow> {
     let fit = memory::fit(spec, wishes);
-    let row_bytes = wishes.kv_row_bytes;
-    MemoryRow {
-        weight_bytes: wishes.weight_bytes,
+    let row_bytes = compose::kv_row_bytes(spec, args);
+    let blocks = fit.as_ref().map_or(0, |fit| fit.kv_blocks);
+    Ok(MemoryRow {
+        ranks: rank_rows(checkpoint, args, blocks)?,
+        weight_bytes: wishes.needs.weight_bytes,
         kv_token_bytes: memory::kv_token_bytes(spec, row_bytes),
         kv_context_bytes: memory::blocks_for(
             spec,
@@ -198,7 +224,31 @@ fn memory_row(spec: &ModelSpec, wishes: &memory::Wishes) -> MemoryRow {
             scratch_bytes: fit.scratch_bytes,
             total_bytes: fit.total_bytes(),
         }),
-    }
+    })
+}
+
+/// What each rank would hold of a model that is divided.
+fn rank_rows(checkpoint: &Checkpoint, args: &EngineArgs, blocks: u32) -> Result<Vec<RankRow>> {
+    let spec = checkpoint.spec();
+    let division = Division::new(spec, args.parallel.division())?;
+    let row = |rank: usize| {
+        let place = division.parallel.place(rank);
+        let needs = compose::rank_needs(checkpoint, &division, rank, args);
+        let range = |r: &Range<u32>| [r.start, r.end];
+        RankRow {
+            rank,
+            layers: range(&division.layers[place.stage]),
+            heads: range(&division.heads[place.tensor]),
+            kv_heads: range(&division.kv_heads(place.tensor)),
+            ffn: range(&division.ffn[place.tensor]),
+            vocab: (place.stage == 0).then(|| range(&division.vocab[place.tensor])),
+            weight_bytes: needs.weight_bytes,
+            kv_bytes: needs.block_bytes * u64::from(blocks),
+            scratch_bytes: needs.scratch_bytes,
+        }
+    };
+    let ranks = division.parallel.ranks();
+    Ok(if ranks > 1 { (0..ranks).map(row).collect() } else { Vec::new() })
 }
 
 fn print(out: &mut dyn Write, f: &Findings, every_tensor: bool) -> io::Result<()> {
@@ -253,6 +303,29 @@ fn print(out: &mut dyn Write, f: &Findings, every_tensor: bool) -> io::Result<()
         (None, refusal) => {
             writeln!(out, "               {}", refusal.as_deref().unwrap_or_default())?;
         }
+    }
+    if !m.ranks.is_empty() {
+        writeln!(
+            out,
+            "\nrank   layers   heads  kv heads          ffn          vocabulary     \
+                       weights          KV  activations"
+        )?;
+    }
+    for r in &m.ranks {
+        let range = |[first, end]: [u32; 2]| format!("{first}..{end}");
+        writeln!(
+            out,
+            "{:>4} {:>8} {:>7} {:>9} {:>12} {:>19} {:>11} {:>11} {:>12}",
+            r.rank,
+            range(r.layers),
+            range(r.heads),
+            range(r.kv_heads),
+            range(r.ffn),
+            r.vocab.map_or("-".to_owned(), range),
+            human_bytes(r.weight_bytes),
+            human_bytes(r.kv_bytes),
+            human_bytes(r.scratch_bytes),
+        )?;
     }
     writeln!(out, "runs on        {} kernels, {} threads", f.machine.kernels, f.machine.threads)?;
     if every_tensor {
