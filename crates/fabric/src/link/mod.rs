@@ -20,6 +20,9 @@ pub trait Link: Send + Sync {
     /// How many ranks the epoch has.
     fn ranks(&self) -> usize;
 
+    /// Which life of the group this is.
+    fn epoch(&self) -> u32;
+
     /// Bytes of each rank's arena: memory of its own that the others write.
     fn arena_bytes(&self) -> usize;
 
@@ -38,9 +41,15 @@ pub trait Link: Send + Sync {
     /// Never blocks; may do the transport's work.
     fn count(&self, peer: usize, counter: usize) -> u32;
 
-    /// Sleeps until something may have arrived or the abort was raised, `at_most` so long. What
-    /// arrives between a `count` and a `park` must not be slept through.
-    fn park(&self, at_most: Duration);
+    /// Sleeps until `count(peer, counter)` is no longer `seen` or the abort was raised, `at_most` so
+    /// long. May return early; must not sleep through either.
+    fn park(&self, peer: usize, counter: usize, seen: u32, at_most: Duration);
+
+    /// How many times a wait should look before it parks.
+    fn spins(&self) -> u32;
+
+    /// The time since some moment before this link was made, which waits are measured in.
+    fn now(&self) -> Duration;
 
     /// Copies out of the own arena, what a counter has said is there.
     fn read(&self, offset: usize, out: &mut [u8]);
