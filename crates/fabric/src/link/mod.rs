@@ -2,11 +2,13 @@
 //!
 //! The one primitive is a put with a notification behind it. It asks for no order between puts, so
 //! it maps to shared memory, to TCP frames, and to writes with immediate data of libfabric and
-//! verbs. A transport takes no decision and knows no collective; waiting is [`wait`](crate)'s.
+//! verbs. A transport takes no decision and knows no collective; waiting is [`wait`](crate::wait)'s.
 
 use std::time::Duration;
 
 use pomona_types::GroupError;
+
+pub mod shm;
 
 /// Counters that each pair of ranks has in each direction.
 pub const COUNTERS: usize = 64;
@@ -51,14 +53,10 @@ pub trait Link: Send + Sync {
     /// The time since some moment before this link was made, which waits are measured in.
     fn now(&self) -> Duration;
 
-    /// Copies out of the own arena, what a counter has said is there.
-    fn read(&self, offset: usize, out: &mut [u8]);
-
-    /// A rank's arena (the own one too) where it can be reached in place: start and length. Who
-    /// uses it keeps to the protocol of counters, for there are no locks.
-    fn arena(&self, _rank: usize) -> Option<(*mut u8, usize)> {
-        None
-    }
+    /// Where the own arena begins, and where a peer's does if it can be reached in place: at least
+    /// [`arena_bytes`](Link::arena_bytes), aligned to 64, valid as long as the link. Who uses it
+    /// keeps to the protocol of counters, for there are no locks.
+    fn arena(&self, rank: usize) -> Option<*mut u8>;
 
     /// Why the epoch is over, if it is. Cheap: looked at in every wait.
     fn aborted(&self) -> Option<GroupError>;
