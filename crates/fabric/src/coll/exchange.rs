@@ -1,0 +1,162 @@
+//! Rounds in which every member gives something to every other one.
+//!
+//! A round has no acknowledgement, and needs none: a rank begins round `k + 1` when it has used up
+//! what came in round `k`. So who has seen all others in round `k + 1` knows that they are done
+//! with round `k`, and may write over its slots in round `k + 2`: two slots are enough.
+
+use super::call::{HEADER_BYTES, Header, Mark};
+use super::lanes::{EXCHANGE_SLOTS, Lanes};
+use super::watch::Watch;
+use pomona_types::GroupError;
+
+/// The rounds of one member so far.
+#[derive(Default)]
+pub(super) struct Rounds {
+    begun: u32,
+}
+
+/// A round that this member has begun, until it is dropped: what came is borrowed from it. Whoever
+/// begins one takes what comes [`from`](Round::from) every other member.
+pub(super) struct Round<'a> {
+    lanes: &'a Lanes,
+    rounds: &'a mut Rounds,
+    /// Whether what a member gave lies in its own arena, for all to read.
+    shared: bool,
+}
+
+impl Rounds {
+    /// Where the next round's own bytes may be made, if the others read them there.
+    pub fn stage<'a>(&'a mut self, lanes: &'a Lanes, bytes: usize) -> Option<&'a mut [u8]> {
+        if !lanes.in_place || bytes > lanes.exchange_payload {
+            return None;
+        }
+        let at = lanes.exchange_slot(lanes.me, self.next_slot()) + HEADER_BYTES;
+        // SAFETY: in the own slot of the next round, which all are done with (see above); who
+        // could begin that round or stage it again has to wait until this borrow ends.
+        Some(unsafe { lanes.own_mut(at, bytes) })
+    }
+
+    fn next_slot(&self) -> usize {
+        self.begun as usize % EXCHANGE_SLOTS
+    }
+
+    fn begin<'a>(&'a mut self, lanes: &'a Lanes, shared: bool) -> Round<'a> {
+        self.begun = self.begun.wrapping_add(1);
+        Round { lanes, rounds: self, shared }
+    }
+
+    /// Begins a round with what was staged.
+    pub fn post_staged<'a>(
+        &'a mut self,
+        lanes: &'a Lanes,
+        mark: Mark,
+        bytes: usize,
+    ) -> Result<Round<'a>, GroupError> {
+        let header = Header { mark, piece: bytes, whole: bytes, waits_for: 0 };
+        let at = lanes.exchange_slot(lanes.me, self.next_slot());
+        // SAFETY: as in `stage`.
+        unsafe { lanes.own_mut(at, HEADER_BYTES) }.copy_from_slice(&header.encode());
+        for member in lanes.others() {
+            lanes.link.put(lanes.members[member], at, &[], lanes.counters.exchange)?;
+        }
+        Ok(self.begin(lanes, true))
+    }
+
+    /// Begins a round in which all others get the same bytes.
+    pub fn post_same<'a>(
+        &'a mut self,
+        lanes: &'a Lanes,
+        mark: Mark,
+        bytes: &[u8],
+    ) -> Result<Round<'a>, GroupError> {
+        if let Some(staged) = self.stage(lanes, bytes.len()) {
+            staged.copy_from_slice(bytes);
+            return self.post_staged(lanes, mark, bytes.len());
+        }
+        self.post_each(lanes, mark, |_| bytes)
+    }
+
+    /// Begins a round in which each other member gets bytes of its own.
+    pub fn post_each<'a, 'b>(
+        &'a mut self,
+        lanes: &'a Lanes,
+        mark: Mark,
+        bytes: impl Fn(usize) -> &'b [u8],
+    ) -> Result<Round<'a>, GroupError> {
+        let at = lanes.exchange_slot(lanes.me, self.next_slot());
+        for member in lanes.others() {
+            let bytes = bytes(member);
+            debug_assert!(bytes.len() <= lanes.exchange_payload);
+            let header = Header { mark, piece: bytes.len(), whole: bytes.len(), waits_for: 0 };
+            let parts = [&header.encode()[..], bytes];
+            lanes.link.put(lanes.members[member], at, &parts, lanes.counters.exchange)?;
+        }
+        Ok(self.begin(lanes, false))
+    }
+}
+
+impl Round<'_> {
+    /// Waits for what `member` gives in this round: `bytes` of them.
+    pub fn from(
+        &self,
+        watch: &mut Watch<'_>,
+        member: usize,
+        bytes: usize,
+    ) -> Result<&[u8], GroupError> {
+        let lanes = self.lanes;
+        watch.wait(member, lanes.counters.exchange, self.rounds.begun)?;
+        let header = self.header(member);
+        if header.mark != watch.mark {
+            return Err(self.mismatch(watch));
+        }
+        if header.piece != bytes {
+            return Err(watch.fail(GroupError::Ended(format!(
+                "rank {} sent {} bytes where {bytes} belong: the versions differ",
+                lanes.members[member], header.piece
+            ))));
+        }
+        let at = lanes.exchange_slot(member, self.slot()) + HEADER_BYTES;
+        // SAFETY: the counter says that the bytes are there, and the member does not write to the
+        // slot again before this rank has begun the next round, which this borrow prevents.
+        Ok(unsafe { self.bytes(member, at, bytes) })
+    }
+
+    /// What this rank has staged for this round.
+    pub fn own(&self, bytes: usize) -> &[u8] {
+        let at = self.lanes.exchange_slot(self.lanes.me, self.slot()) + HEADER_BYTES;
+        // SAFETY: in the own slot of this round, which nobody writes while it lives.
+        unsafe { self.lanes.own(at, bytes) }
+    }
+
+    fn slot(&self) -> usize {
+        self.rounds.begun.wrapping_sub(1) as usize % EXCHANGE_SLOTS
+    }
+
+    fn header(&self, member: usize) -> Header {
+        let at = self.lanes.exchange_slot(member, self.slot());
+        // SAFETY: as in `from`, which calls it behind the wait.
+        let bytes = unsafe { self.bytes(member, at, HEADER_BYTES) };
+        Header::decode(bytes.first_chunk().expect("a header's length"))
+    }
+
+    /// # Safety
+    ///
+    /// That of [`Lanes::own`].
+    unsafe fn bytes(&self, member: usize, at: usize, length: usize) -> &[u8] {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.shared {
+                true => self.lanes.of(member, at, length),
+                false => self.lanes.own(at, length),
+            }
+        }
+    }
+
+    /// Some rank calls something else: waits for what the others say, and judges.
+    fn mismatch(&self, watch: &Watch<'_>) -> GroupError {
+        let (counter, target) = (self.lanes.counters.exchange, self.rounds.begun);
+        watch.judge(|member| {
+            watch.wait_a_moment(member, counter, target).then(|| self.header(member).mark)
+        })
+    }
+}
