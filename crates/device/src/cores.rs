@@ -13,6 +13,24 @@ pub fn usable_cores() -> Vec<usize> {
     cores
 }
 
+/// Restricts the calling thread, and those that it starts, to these cores. Does nothing where that
+/// is not possible: it is a matter of speed.
+#[cfg(target_os = "linux")]
+pub fn restrict_to(cores: &[usize]) {
+    // SAFETY: an all-zero cpu_set_t is an empty set; indices are below CPU_SETSIZE; the kernel
+    // reads at most its size.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        for core in cores.iter().filter(|core| **core < libc::CPU_SETSIZE as usize) {
+            libc::CPU_SET(*core, &mut set);
+        }
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn restrict_to(_cores: &[usize]) {}
+
 #[cfg(target_os = "linux")]
 fn affinity() -> Vec<usize> {
     // SAFETY: an all-zero cpu_set_t is an empty set; the kernel fills at most its size.

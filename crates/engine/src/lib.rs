@@ -18,4 +18,4 @@ mod step;
 pub use engine::{Engine, EngineConfig, EngineError};
 pub use kv::{draft_block_bytes, kv_block_bytes, kv_cache};
 pub use pomona_scheduler::batch::{Lookup, Method, Speculation};
-pub use ranks::{FollowConfig, Others, follow};
+pub use ranks::{FollowConfig, Others, Seat, follow};

@@ -1,10 +1,13 @@
 //! The ranks of a divided model: how the leader moves the others, and what these do.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pomona_device::{DType, View};
+use pomona_fabric::coll::World;
+use pomona_fabric::link::Link;
 use pomona_kernels::Ops;
-use pomona_models::{LOGIT_ROWS_MAX, Model};
+use pomona_models::{Division, Groups, LOGIT_ROWS_MAX, Model, Parallel, Ranks};
 use pomona_types::{Collective, GroupError};
 
 use crate::EngineError;
@@ -14,6 +17,45 @@ use crate::order::{Kind, Order};
 
 /// The rank that leads.
 const LEADER: usize = 0;
+/// Longest wait for a rank that is alive: more than the slowest step takes on the slowest rank.
+const STEP_LIMIT: Duration = Duration::from_secs(600);
+
+/// A rank's place in a divided model, with all that it needs to talk to the others.
+pub struct Seat {
+    /// All ranks.
+    pub world: Arc<dyn Collective>,
+    /// Those that it exchanges activations with.
+    pub ranks: Ranks,
+}
+
+impl Seat {
+    /// Takes the place that a link has. All ranks have to, at about the same time.
+    ///
+    /// # Errors
+    /// When the link has another number of ranks than the division, too small arenas, or has ended.
+    pub fn take(link: Arc<dyn Link>, division: &Division) -> Result<Seat, GroupError> {
+        let (rank, parallel) = (link.rank(), division.parallel);
+        if link.ranks() != parallel.ranks() {
+            let (there, asked) = (link.ranks(), parallel.ranks());
+            return Err(GroupError::Invalid(format!("{there} ranks for a model over {asked}")));
+        }
+        let bytes = link.arena_bytes() / 4;
+        let mut division_of = World::new(link).with_limit(STEP_LIMIT);
+        let world = Arc::new(division_of.all(bytes)?);
+        let mut groups = |of: fn(&Parallel, usize) -> Vec<usize>| {
+            let mut groups: Vec<_> = (0..parallel.ranks()).map(|r| of(&parallel, r)).collect();
+            groups.sort();
+            groups.dedup();
+            let groups: Vec<&[usize]> = groups.iter().map(Vec::as_slice).collect();
+            let own = division_of.divide(&groups, bytes)?.filter(|own| own.ranks() > 1);
+            Ok::<_, GroupError>(own.map(|own| Arc::new(own) as Arc<dyn Collective>))
+        };
+        let tensor = groups(Parallel::tensor_group)?;
+        let groups = Groups { tensor, pipeline: groups(Parallel::pipeline_group)? };
+        let (division, place) = (division.clone(), parallel.place(rank));
+        Ok(Seat { world, ranks: Ranks { division, place, groups } })
+    }
+}
 
 /// The other ranks, as the leader moves them.
 pub struct Others {

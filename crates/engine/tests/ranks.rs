@@ -6,15 +6,17 @@ mod support;
 
 use std::sync::{Arc, mpsc};
 
-use pomona_engine::{Engine, EngineConfig, FollowConfig, Others, follow};
+use pomona_engine::{Engine, EngineConfig, FollowConfig, Others, Seat, follow};
+use pomona_fabric::link::shm::{ShmEpoch, ShmOptions};
 use pomona_kernels::Ops;
-use pomona_models::{Checkpoint, Division, Groups, LoadOptions, Model, Parallel, Ranks};
+use pomona_models::{Checkpoint, Division, LoadOptions, Model, Parallel, Ranks};
 use pomona_types::{
-    Collective, Finish, Replica, Request, RequestId, Sampling, TenantId, TokenId, TokenOutput,
-    TokenSink,
+    Finish, Replica, Request, RequestId, Sampling, TenantId, TokenId, TokenOutput, TokenSink,
 };
-use support::ranks::group;
 use support::{checkpoint, ops, tiny_config};
+
+/// Bytes of a rank's arena.
+const ARENA: usize = 1 << 20;
 
 /// What one request produced.
 type Answer = Vec<TokenOutput>;
@@ -75,38 +77,9 @@ fn answers(replica: &dyn Replica) -> Vec<Answer> {
     found.into_iter().map(|(_, answer)| answer).collect()
 }
 
-fn load(
-    checkpoint: &Checkpoint,
-    ops: &dyn Ops,
-    division: &Division,
-    rank: usize,
-    groups: Groups,
-) -> Box<dyn Model> {
+fn load(checkpoint: &Checkpoint, ops: &dyn Ops, ranks: Ranks) -> Box<dyn Model> {
     let options = LoadOptions { max_tokens: 32, max_outputs: 32 };
-    let place = division.parallel.place(rank);
-    let ranks = Ranks { division: division.clone(), place, groups };
     checkpoint.load_part(ops, &options, ranks, &mut |_| {}).unwrap()
-}
-
-/// The groups of each rank.
-fn groups(parallel: &Parallel) -> Vec<Groups> {
-    let mut all = vec![Groups::default(); parallel.ranks()];
-    for rank in 0..parallel.ranks() {
-        let place = parallel.place(rank);
-        if place.tensor == 0 && parallel.tensor > 1 {
-            let members = parallel.tensor_group(rank);
-            for (member, end) in members.iter().zip(group(members.len())) {
-                all[*member].tensor = Some(end);
-            }
-        }
-        if place.stage == 0 && parallel.pipeline > 1 {
-            let members = parallel.pipeline_group(rank);
-            for (member, end) in members.iter().zip(group(members.len())) {
-                all[*member].pipeline = Some(end);
-            }
-        }
-    }
-    all
 }
 
 /// Runs a model over threads, one for each rank.
@@ -114,7 +87,7 @@ fn divided(name: &str, parallel: Parallel) -> Vec<Answer> {
     let checkpoint = checkpoint(name);
     let division = Division::new(checkpoint.spec(), parallel).unwrap();
     let config = EngineConfig { eos_token_ids: vec![], ..tiny_config(true, false) };
-    let worlds: Vec<Arc<dyn Collective>> = group(parallel.ranks());
+    let epoch = ShmEpoch::create(ShmOptions::new(parallel.ranks(), ARENA)).unwrap();
     let stages = parallel.pipeline as usize;
     let follow_config = FollowConfig {
         max_num_seqs: config.max_num_seqs,
@@ -124,21 +97,22 @@ fn divided(name: &str, parallel: Parallel) -> Vec<Answer> {
         stages,
     };
     std::thread::scope(|scope| {
-        let mut ranks = worlds.into_iter().zip(groups(&parallel)).enumerate();
-        let (_, (leader, own)) = ranks.next().unwrap();
         let (checkpoint, division, follow_config) = (&checkpoint, &division, &follow_config);
-        let followers: Vec<_> = ranks
-            .map(|(rank, (world, groups))| {
-                scope.spawn(move || {
-                    let ops = ops();
-                    let model = load(checkpoint, ops.as_ref(), division, rank, groups);
-                    follow(follow_config, model, ops.as_ref(), world.as_ref())
-                })
+        let start = |rank| {
+            let link = epoch.link(rank).unwrap();
+            scope.spawn(move || {
+                let Seat { world, ranks } = Seat::take(Arc::new(link), division).unwrap();
+                let ops = ops();
+                let model = load(checkpoint, ops.as_ref(), ranks);
+                follow(follow_config, model, ops.as_ref(), world.as_ref())
             })
-            .collect();
+        };
+        let followers: Vec<_> = (1..parallel.ranks()).map(start).collect();
+        let link = Arc::new(epoch.link(0).unwrap());
+        let Seat { world, ranks } = Seat::take(link, division).unwrap();
         let ops = ops();
-        let model = load(checkpoint, ops.as_ref(), division, 0, own);
-        let others = Others::new(leader, stages);
+        let model = load(checkpoint, ops.as_ref(), ranks);
+        let others = Others::new(world, stages);
         let engine = Engine::lead(config, model, None, ops, Some(others)).unwrap();
         let answers = answers(engine.replica().as_ref());
         let load = engine.replica().load();

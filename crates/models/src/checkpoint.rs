@@ -146,6 +146,25 @@ impl Checkpoint {
         self.tensors.by_name.iter().map(line).collect()
     }
 
+    /// Hands out what differs where the weights do, in whatever files they are: each tensor's name,
+    /// format and shape, and some of its rows.
+    ///
+    /// # Errors
+    /// When rows are missing.
+    pub fn sample(&self, take: &mut dyn FnMut(&[u8])) -> Result<(), ModelError> {
+        let mut room = Vec::new();
+        for (name, tensor) in &self.tensors.by_name {
+            let Tensor { format, shape, content, .. } = tensor;
+            take(format!("{name} {format:?} {shape:?}\n").as_bytes());
+            let rows: usize = shape[..shape.len().saturating_sub(1)].iter().product();
+            for row in [0, rows / 2, rows.saturating_sub(1)] {
+                let row = content.rows(row..row + 1, &mut room);
+                take(row.ok_or_else(|| invalid!("tensor {name} is not all there"))?);
+            }
+        }
+        Ok(())
+    }
+
     /// Has matrices of plain numbers quantised while they are loaded; sizes are then those of the
     /// result. Returns how many matrices of which format stay as they are: quantised already, or
     /// of rows that are not whole groups.

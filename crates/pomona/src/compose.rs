@@ -2,26 +2,32 @@
 //! and with operations, an engine and a tokenizer it becomes a replica. Decides nothing that a
 //! crate below could decide.
 
+mod follow;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use pomona_device::{DType, Pool};
-use pomona_engine::{Engine, EngineConfig, draft_block_bytes, kv_block_bytes};
+use pomona_engine::{Engine, EngineConfig, Others, Seat, draft_block_bytes, kv_block_bytes};
 use pomona_gateway::{SamplingDefaults, ServedModel};
 use pomona_kernels::{CpuOps, Ops};
-use pomona_models::{Checkpoint, Division, LoadOptions, Model};
+use pomona_models::{Checkpoint, Division, LoadOptions, Model, Ranks};
 use pomona_scheduler::batch::Ordering;
 use pomona_text::{ChatTemplate, Tokenizer};
 use pomona_types::{Micros, ModelSpec};
 
 use crate::bench::report::Facts;
 use crate::cli::{EngineArgs, Policy};
+use crate::crew::Crew;
 use crate::memory::{self, Fit, Needs, Wishes};
 use crate::models::progress::{Progress, human_bytes, say};
 use crate::models::weight_cache::{Entry, Finishing};
 use crate::models::{Resolved, Surroundings, catalogue, resolve};
+use follow::Setup;
+
+pub use follow::follow;
 
 /// Memory that a system has which does not say how much.
 const MEMORY_ASSUMED: u64 = 8 << 30;
@@ -64,8 +70,9 @@ pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
 
 /// Worker threads: one for each core that the process may use, or fewer, as asked. More would only
 /// wait for each other: each step is cut into equal parts, and the slowest part is what it takes.
+/// The ranks of a divided model share the cores.
 pub fn threads(args: &EngineArgs) -> usize {
-    let cores = Pool::default_threads();
+    let cores = (Pool::default_threads() / args.parallel.division().ranks()).max(1);
     args.threads.map_or(cores, |threads| usize::from(threads).min(cores))
 }
 
@@ -111,6 +118,10 @@ fn sampling_defaults(path: &Path) -> SamplingDefaults {
 
 /// A model for which there is room.
 pub struct Prepared {
+    /// As it was asked for.
+    name: String,
+    /// Over which ranks.
+    division: Division,
     /// Its files.
     pub resolved: Resolved,
     /// What is in them.
@@ -127,7 +138,9 @@ pub fn prepare(name: &str, args: &EngineArgs) -> Result<Prepared> {
     let draft = open_draft(args)?;
     let wishes = wishes(&checkpoint, draft.as_ref(), args)?;
     let fit = memory::fit(checkpoint.spec(), &wishes)?;
-    Ok(Prepared { resolved, checkpoint, fit, draft, args: args.clone() })
+    let division = Division::new(checkpoint.spec(), args.parallel.division())?;
+    let (name, args) = (name.to_owned(), args.clone());
+    Ok(Prepared { name, division, resolved, checkpoint, fit, draft, args })
 }
 
 /// What flags and machine say about memory.
@@ -199,6 +212,8 @@ pub struct Loaded {
     defaults: SamplingDefaults,
     /// Packed weights are still on their way to the disk, perhaps.
     _finishing: Finishing,
+    /// The other ranks. Behind the engine, which tells them that it is over.
+    _crew: Option<Crew>,
 }
 
 /// Weights in their place.
@@ -227,16 +242,26 @@ impl Loaded {
 }
 
 impl Prepared {
-    /// Loads weights and tokenizer side by side and starts the engine.
+    /// Loads weights and tokenizer side by side and starts the engine. The other ranks of a divided
+    /// model are started first, and load at the same time.
     pub fn load(self) -> Result<Loaded> {
         self.load_with_template(None)
     }
 
     /// The same, with a chat template in place of the model's.
     pub fn load_with_template(self, template: Option<&str>) -> Result<Loaded> {
+        let crew = match self.division.parallel.ranks() {
+            1 => None,
+            _ => Some(Crew::start(&self.name, &self.args)?),
+        };
+        let seat = crew.as_ref().map(|crew| Seat::take(crew.link(), &self.division)).transpose()?;
+        let (world, ranks) = seat.map(|seat| (seat.world, seat.ranks)).unzip();
+        if let Some(world) = &world {
+            Setup::of(&self)?.send(world.as_ref())?;
+        }
         let (tokenizer, weights) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| self.tokenizer());
-            let weights = self.load_weights();
+            let weights = self.load_weights_of(ranks);
             (tokenizer.join().unwrap_or_else(|_| Err(anyhow!("the tokenizer failed"))), weights)
         });
         let (tokenizer, Weights { model, draft, ops, finishing }) = (tokenizer?, weights?);
@@ -252,8 +277,13 @@ impl Prepared {
         ends.sort_unstable();
         ends.dedup();
         let kv = human_bytes(self.fit.kv_bytes);
-        let engine =
-            Engine::start(self.engine_config(ends), model, draft, ops).with_context(|| {
+        if let Some(world) = &world {
+            world.barrier().context("not all ranks have loaded their part of the model")?;
+        }
+        let stages = self.division.parallel.pipeline as usize;
+        let others = world.map(|world| Others::new(world, stages));
+        let engine = Engine::lead(self.engine_config(ends), model, draft, ops, others)
+            .with_context(|| {
                 format!(
                     "cannot start with {kv} of keys and values: if memory is short, choose less \
                  --kv-cache-memory or a smaller --max-model-len, or stop other programs"
@@ -269,7 +299,7 @@ impl Prepared {
             None => sampling_defaults(&self.resolved.path),
         };
         let tokenizer = Arc::new(tokenizer);
-        Ok(Loaded { engine, tokenizer, template, defaults, _finishing: finishing })
+        Ok(Loaded { engine, tokenizer, template, defaults, _finishing: finishing, _crew: crew })
     }
 
     fn engine_config(&self, eos_token_ids: Vec<u32>) -> EngineConfig {
@@ -321,9 +351,14 @@ impl Prepared {
         Ok(own)
     }
 
-    /// Puts the weights in memory.
+    /// Puts all weights in memory.
     pub fn load_weights(&self) -> Result<Weights> {
-        let mut entry = self.packed_weights()?;
+        self.load_weights_of(None)
+    }
+
+    /// The same for one rank's part.
+    fn load_weights_of(&self, ranks: Option<Ranks>) -> Result<Weights> {
+        let mut entry = self.packed_weights(ranks.as_ref())?;
         let store = std::mem::take(&mut entry.store);
         let (cores, quota) = (Pool::default_threads(), pomona_device::cpu_quota());
         if let Some(note) = threads_note(self.args.threads, cores, quota) {
@@ -337,36 +372,47 @@ impl Prepared {
             max_tokens: self.args.max_num_batched_tokens as usize,
             max_outputs: self.args.max_num_batched_tokens as usize,
         };
-        let mut load = |checkpoint: &Checkpoint| -> Result<Box<dyn Model>> {
+        let total = match &ranks {
+            Some(ranks) => self.checkpoint.part_bytes(&self.division, ranks.place),
+            None => self.fit.weight_bytes,
+        };
+        let mut load = |checkpoint: &Checkpoint, ranks| -> Result<Box<dyn Model>> {
             let mut show = |done: u64| {
                 if begun.elapsed() >= PATIENCE {
-                    let total = Some(self.fit.weight_bytes);
-                    progress.get_or_insert_with(|| Progress::new("loading", total));
+                    progress.get_or_insert_with(|| Progress::new("loading", Some(total)));
                 }
                 if let Some(progress) = &mut progress {
                     progress.set(before + done);
                 }
             };
-            let model = checkpoint.load(ops.as_ref(), &options, &mut show);
+            let model = match ranks {
+                Some(ranks) => checkpoint.load_part(ops.as_ref(), &options, ranks, &mut show),
+                None => checkpoint.load(ops.as_ref(), &options, &mut show),
+            };
             before += checkpoint.weight_bytes();
             model.with_context(|| format!("cannot load {}", checkpoint.name()))
         };
-        let model = load(&self.checkpoint)?;
+        let model = load(&self.checkpoint, ranks)?;
         // The cache is the model's: a draft model, whose tensors have the same names, is packed in
         // memory.
         let finishing = entry.finish(ops.take_packed());
-        let draft = self.draft.as_ref().map(load).transpose()?;
+        let draft = self.draft.as_ref().map(|draft| load(draft, None)).transpose()?;
         Ok(Weights { model, draft, ops, finishing })
     }
 
     /// What the cache of packed weights has for this model.
-    fn packed_weights(&self) -> Result<Entry> {
+    fn packed_weights(&self, ranks: Option<&Ranks>) -> Result<Entry> {
         let cache = self.args.weight_cache.cache()?;
-        Ok(match (cache, self.checkpoint.fingerprint()) {
-            (Some(cache), Some(fingerprint)) => {
-                cache.entry(&self.resolved.name, &fingerprint, self.checkpoint.weight_bytes())
+        let (Some(cache), Some(whole)) = (cache, self.checkpoint.fingerprint()) else {
+            return Ok(Entry::none());
+        };
+        let name = &self.resolved.name;
+        Ok(match ranks {
+            None => cache.entry(name, &whole, self.checkpoint.weight_bytes()),
+            Some(Ranks { division, place, .. }) => {
+                let part = format!("{whole}{:?} {place:?}\n", division.parallel);
+                cache.entry(name, &part, self.checkpoint.part_bytes(division, *place))
             }
-            _ => Entry::none(),
         })
     }
 

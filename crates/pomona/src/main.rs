@@ -5,6 +5,7 @@
 mod bench;
 mod cli;
 mod compose;
+mod crew;
 mod generate;
 mod http;
 mod local;

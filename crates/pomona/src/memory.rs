@@ -3,6 +3,7 @@
 
 use anyhow::{Result, bail};
 use pomona_types::{BLOCK_TOKENS, LayerKind, ModelSpec};
+use serde::{Deserialize, Serialize};
 
 use crate::models::progress::human_bytes;
 
@@ -67,7 +68,7 @@ impl std::iter::Sum for Needs {
 }
 
 /// What will be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fit {
     /// Longest sequence.
     pub max_model_len: u32,

@@ -2,8 +2,6 @@
 // Each test file uses a part.
 #![allow(dead_code)]
 
-pub mod ranks;
-
 use std::path::PathBuf;
 use std::sync::Arc;
 

@@ -8,6 +8,7 @@ mod conversation;
 mod inspect;
 mod perplexity;
 mod pull;
+mod rank;
 mod run;
 mod serve;
 mod speculative;
@@ -71,6 +72,9 @@ enum Verb {
     Bench(Box<bench::BenchArgs>),
     /// Show the tokens of a text
     Tokenize(tokenize::TokenizeArgs),
+    /// One rank of a divided model: started by the first of them
+    #[command(hide = true)]
+    Rank(Box<rank::RankArgs>),
     /// Measure how well a model predicts a text
     #[command(long_about = perplexity::ABOUT)]
     Perplexity(Box<perplexity::PerplexityArgs>),
@@ -113,6 +117,7 @@ impl Cli {
             Verb::Bench(args) => bench::run(args),
             Verb::Tokenize(args) => tokenize::run(args),
             Verb::Perplexity(args) => perplexity::run(args),
+            Verb::Rank(args) => rank::run(args),
         }
     }
 }
