@@ -3,37 +3,32 @@
 //! crate below could decide.
 
 mod follow;
+mod replica;
+mod weights;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use pomona_device::{DType, Pool};
-use pomona_engine::{Engine, EngineConfig, Others, Seat, draft_block_bytes, kv_block_bytes};
+use pomona_device::DType;
+use pomona_engine::{draft_block_bytes, kv_block_bytes};
 use pomona_gateway::{SamplingDefaults, ServedModel};
-use pomona_kernels::{CpuOps, Ops};
-use pomona_models::{Checkpoint, Division, LoadOptions, Model, Ranks};
-use pomona_scheduler::batch::Ordering;
+use pomona_models::{Checkpoint, Division};
 use pomona_text::{ChatTemplate, Tokenizer};
-use pomona_types::{Micros, ModelSpec};
+use pomona_types::{ModelSpec, Replica};
 
 use crate::bench::report::Facts;
-use crate::cli::{EngineArgs, Policy};
-use crate::crew::Crew;
+use crate::cli::EngineArgs;
 use crate::memory::{self, Fit, Needs, Wishes};
-use crate::models::progress::{Progress, human_bytes, say};
-use crate::models::weight_cache::{Entry, Finishing};
+use crate::models::progress::say;
 use crate::models::{Resolved, Surroundings, catalogue, resolve};
-use follow::Setup;
+use replica::{Placed, Running};
 
 pub use follow::follow;
+pub use weights::{Weights, cpu_ops, threads};
 
 /// Memory that a system has which does not say how much.
 const MEMORY_ASSUMED: u64 = 8 << 30;
-
-/// Loading that takes longer than this shows progress.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Finds a model and reads its headers. Touches no weights.
 pub fn open(name: &str) -> Result<(Resolved, Checkpoint)> {
@@ -66,33 +61,6 @@ pub fn open_to_load(name: &str, args: &EngineArgs) -> Result<(Resolved, Checkpoi
 /// The checkpoint's tokenizer.
 pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
     Tokenizer::new(checkpoint.tokenizer()).context("cannot use the model's tokenizer")
-}
-
-/// Worker threads: one for each core that the process may use, or fewer, as asked. More would only
-/// wait for each other: each step is cut into equal parts, and the slowest part is what it takes.
-/// The ranks of a divided model share the cores.
-pub fn threads(args: &EngineArgs) -> usize {
-    let cores = (Pool::default_threads() / args.parallel.division().ranks()).max(1);
-    args.threads.map_or(cores, |threads| usize::from(threads).min(cores))
-}
-
-/// The CPU's operations as the flags want them.
-pub fn cpu_ops(args: &EngineArgs) -> CpuOps {
-    CpuOps::detect(threads(args)).with_activation_bits(args.activation_bits)
-}
-
-/// What to say where there are fewer threads than the user asked for, or the machine has cores.
-fn threads_note(asked: Option<u16>, cores: usize, quota: Option<f64>) -> Option<String> {
-    let quota = quota.filter(|quota| *quota <= cores as f64);
-    let quota = quota.map(|quota| format!("the cgroup's CPU quota is {quota:.1} cores"));
-    match asked {
-        None => quota.map(|quota| format!("{quota}: threads are cut to {cores}")),
-        Some(asked) if usize::from(asked) > cores => Some(format!(
-            "--threads {asked} is cut to {cores}: {}, and more threads would wait for each other",
-            quota.unwrap_or_else(|| format!("the process may use {cores} cores"))
-        )),
-        Some(_) => None,
-    }
 }
 
 /// What the authors of a checkpoint folder recommend in its `generation_config.json`, as vLLM takes
@@ -154,7 +122,9 @@ pub fn wishes(
 ) -> Result<Wishes> {
     let division = Division::new(checkpoint.spec(), args.parallel.division())?;
     let ranks = 0..division.parallel.ranks();
-    let ranks: Needs = ranks.map(|rank| rank_needs(checkpoint, &division, rank, args)).sum();
+    let replica = ranks.map(|rank| rank_needs(checkpoint, &division, rank, args)).sum();
+    let replicas = args.parallel.data_parallel_size as usize;
+    let ranks: Needs = std::iter::repeat_n(replica, replicas).sum();
     let draft = draft.map_or(Ok(Needs::default()), |draft| draft_needs(checkpoint, draft, args))?;
     Ok(Wishes {
         needs: ranks + draft,
@@ -203,37 +173,27 @@ pub fn kv_row_bytes(spec: &ModelSpec, args: &EngineArgs) -> u32 {
 
 /// A running replica and what is needed to talk to it in text.
 pub struct Loaded {
-    /// Running.
-    pub engine: Engine,
+    /// All that runs, as one.
+    pub replica: Arc<dyn Replica>,
+    running: Vec<Running>,
     /// The model's.
     pub tokenizer: Arc<Tokenizer>,
     /// The model's, or the one that was given; `None` for a base model.
     pub template: Option<Arc<ChatTemplate>>,
     defaults: SamplingDefaults,
-    /// Packed weights are still on their way to the disk, perhaps.
-    _finishing: Finishing,
-    /// The other ranks. Behind the engine, which tells them that it is over.
-    _crew: Option<Crew>,
-}
-
-/// Weights in their place.
-pub struct Weights {
-    /// What they belong to.
-    pub model: Box<dyn Model>,
-    /// A smaller one that proposes tokens.
-    draft: Option<Box<dyn Model>>,
-    /// What they run on.
-    pub ops: Arc<dyn Ops>,
-    /// Their file, which may still be written.
-    pub finishing: Finishing,
 }
 
 impl Loaded {
+    /// Ends all requests, engines and ranks. Takes at most a step.
+    pub fn stop(self) {
+        self.running.into_iter().for_each(Running::stop);
+    }
+
     /// The same for the gateway, under these names.
     pub fn served(&self, names: Vec<String>) -> ServedModel {
         ServedModel {
             names,
-            replica: self.engine.replica(),
+            replica: self.replica.clone(),
             tokenizer: self.tokenizer.clone(),
             template: self.template.clone(),
             defaults: self.defaults.clone(),
@@ -242,7 +202,7 @@ impl Loaded {
 }
 
 impl Prepared {
-    /// Loads weights and tokenizer side by side and starts the engine. The other ranks of a divided
+    /// Loads weights and tokenizer side by side and starts the engines. The other ranks of a divided
     /// model are started first, and load at the same time.
     pub fn load(self) -> Result<Loaded> {
         self.load_with_template(None)
@@ -250,21 +210,13 @@ impl Prepared {
 
     /// The same, with a chat template in place of the model's.
     pub fn load_with_template(self, template: Option<&str>) -> Result<Loaded> {
-        let crew = match self.division.parallel.ranks() {
-            1 => None,
-            _ => Some(Crew::start(&self.name, &self.args)?),
-        };
-        let seat = crew.as_ref().map(|crew| Seat::take(crew.link(), &self.division)).transpose()?;
-        let (world, ranks) = seat.map(|seat| (seat.world, seat.ranks)).unzip();
-        if let Some(world) = &world {
-            Setup::of(&self)?.send(world.as_ref())?;
-        }
-        let (tokenizer, weights) = std::thread::scope(|scope| {
+        let (tokenizer, placed) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| self.tokenizer());
-            let weights = self.load_weights_of(ranks);
-            (tokenizer.join().unwrap_or_else(|_| Err(anyhow!("the tokenizer failed"))), weights)
+            let replicas = 0..self.args.parallel.data_parallel_size as usize;
+            let placed: Result<Vec<Placed>> = replicas.map(|replica| self.place(replica)).collect();
+            (tokenizer.join().unwrap_or_else(|_| Err(anyhow!("the tokenizer failed"))), placed)
         });
-        let (tokenizer, Weights { model, draft, ops, finishing }) = (tokenizer?, weights?);
+        let (tokenizer, placed) = (tokenizer?, placed?);
         let text = |id: Option<u32>| id.map(|id| tokenizer.token_text(id));
         let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
         let template = template
@@ -276,19 +228,8 @@ impl Prepared {
         ends.extend(tokenizer.end_ids());
         ends.sort_unstable();
         ends.dedup();
-        let kv = human_bytes(self.fit.kv_bytes);
-        if let Some(world) = &world {
-            world.barrier().context("not all ranks have loaded their part of the model")?;
-        }
-        let stages = self.division.parallel.pipeline as usize;
-        let others = world.map(|world| Others::new(world, stages));
-        let engine = Engine::lead(self.engine_config(ends), model, draft, ops, others)
-            .with_context(|| {
-                format!(
-                    "cannot start with {kv} of keys and values: if memory is short, choose less \
-                 --kv-cache-memory or a smaller --max-model-len, or stop other programs"
-                )
-            })?;
+        let running = placed.into_iter().map(|placed| self.start(placed, &ends));
+        let running: Vec<Running> = running.collect::<Result<_>>()?;
         let template = template.map(Arc::new);
         let defaults = match catalogue::find(&self.resolved.name)? {
             Some(entry) => SamplingDefaults {
@@ -298,39 +239,8 @@ impl Prepared {
             },
             None => sampling_defaults(&self.resolved.path),
         };
-        let tokenizer = Arc::new(tokenizer);
-        Ok(Loaded { engine, tokenizer, template, defaults, _finishing: finishing, _crew: crew })
-    }
-
-    fn engine_config(&self, eos_token_ids: Vec<u32>) -> EngineConfig {
-        EngineConfig {
-            name: self.resolved.name.as_str().into(),
-            max_model_len: self.fit.max_model_len,
-            max_num_seqs: self.args.max_num_seqs,
-            max_num_batched_tokens: self.args.max_num_batched_tokens,
-            kv_dtype: self.args.kv_cache_dtype.0,
-            kv_blocks: self.fit.kv_blocks,
-            prefix_caching: self.args.prefix_caching(),
-            ordering: match self.args.scheduling_policy {
-                Policy::Fcfs => Ordering::Fcfs,
-                Policy::Priority => Ordering::Priority,
-                Policy::Fair => Ordering::Fair,
-            },
-            max_waiting: self.args.max_waiting,
-            step_target: match self.args.step_target_ms {
-                0 => None,
-                ms => Some(Micros(1000 * u64::from(ms))),
-            },
-            eos_token_ids,
-            seed: self.args.seed,
-            speculation: self.args.drafting().map(|mut drafting| {
-                // Making a draft is reading the draft model's weights.
-                let bytes = self.draft.as_ref().map_or(0, Checkpoint::weight_bytes);
-                let share = bytes as f32 / self.checkpoint.weight_bytes().max(1) as f32;
-                drafting.speculation.draft_cost = share;
-                drafting.speculation
-            }),
-        }
+        let replica = replica::as_one(&running)?;
+        Ok(Loaded { replica, running, tokenizer: Arc::new(tokenizer), template, defaults })
     }
 
     /// The model's tokenizer, which must be the draft model's too: its tokens are fed to both.
@@ -349,71 +259,6 @@ impl Prepared {
             );
         }
         Ok(own)
-    }
-
-    /// Puts all weights in memory.
-    pub fn load_weights(&self) -> Result<Weights> {
-        self.load_weights_of(None)
-    }
-
-    /// The same for one rank's part.
-    fn load_weights_of(&self, ranks: Option<Ranks>) -> Result<Weights> {
-        let mut entry = self.packed_weights(ranks.as_ref())?;
-        let store = std::mem::take(&mut entry.store);
-        let (cores, quota) = (Pool::default_threads(), pomona_device::cpu_quota());
-        if let Some(note) = threads_note(self.args.threads, cores, quota) {
-            say(&note);
-        }
-        let ops = Arc::new(cpu_ops(&self.args).with_packed(store));
-        let begun = Instant::now();
-        let mut progress: Option<Progress> = None;
-        let mut before = 0;
-        let options = LoadOptions {
-            max_tokens: self.args.max_num_batched_tokens as usize,
-            max_outputs: self.args.max_num_batched_tokens as usize,
-        };
-        let total = match &ranks {
-            Some(ranks) => self.checkpoint.part_bytes(&self.division, ranks.place),
-            None => self.fit.weight_bytes,
-        };
-        let mut load = |checkpoint: &Checkpoint, ranks| -> Result<Box<dyn Model>> {
-            let mut show = |done: u64| {
-                if begun.elapsed() >= PATIENCE {
-                    progress.get_or_insert_with(|| Progress::new("loading", Some(total)));
-                }
-                if let Some(progress) = &mut progress {
-                    progress.set(before + done);
-                }
-            };
-            let model = match ranks {
-                Some(ranks) => checkpoint.load_part(ops.as_ref(), &options, ranks, &mut show),
-                None => checkpoint.load(ops.as_ref(), &options, &mut show),
-            };
-            before += checkpoint.weight_bytes();
-            model.with_context(|| format!("cannot load {}", checkpoint.name()))
-        };
-        let model = load(&self.checkpoint, ranks)?;
-        // The cache is the model's: a draft model, whose tensors have the same names, is packed in
-        // memory.
-        let finishing = entry.finish(ops.take_packed());
-        let draft = self.draft.as_ref().map(|draft| load(draft, None)).transpose()?;
-        Ok(Weights { model, draft, ops, finishing })
-    }
-
-    /// What the cache of packed weights has for this model.
-    fn packed_weights(&self, ranks: Option<&Ranks>) -> Result<Entry> {
-        let cache = self.args.weight_cache.cache()?;
-        let (Some(cache), Some(whole)) = (cache, self.checkpoint.fingerprint()) else {
-            return Ok(Entry::none());
-        };
-        let name = &self.resolved.name;
-        Ok(match ranks {
-            None => cache.entry(name, &whole, self.checkpoint.weight_bytes()),
-            Some(Ranks { division, place, .. }) => {
-                let part = format!("{whole}{:?} {place:?}\n", division.parallel);
-                cache.entry(name, &part, self.checkpoint.part_bytes(division, *place))
-            }
-        })
     }
 
     /// Number type of KV.
@@ -473,15 +318,5 @@ mod tests {
         let defaults = sampling_defaults(folder.path());
         assert_eq!((defaults.temperature, defaults.top_k), (Some(0.6), Some(20)));
         assert_eq!(defaults.top_p, None);
-    }
-
-    #[test]
-    fn threads_beyond_the_cores_or_the_quota_are_remarked_upon() {
-        assert_eq!(threads_note(None, 2, None), None);
-        assert_eq!(threads_note(None, 2, Some(2.5)), None);
-        assert_eq!(threads_note(Some(2), 2, Some(1.5)), None);
-        assert!(threads_note(None, 1, Some(0.5)).unwrap().contains("0.5 cores"));
-        assert!(threads_note(Some(3), 2, Some(1.5)).unwrap().contains("quota is 1.5 cores"));
-        assert!(threads_note(Some(3), 2, None).unwrap().contains("may use 2 cores"));
     }
 }

@@ -26,8 +26,8 @@ pub struct Crew {
 }
 
 impl Crew {
-    /// Starts ranks 1 and up of a model as processes of this machine.
-    pub fn start(model: &str, args: &EngineArgs) -> Result<Crew> {
+    /// Starts ranks 1 and up of one of a model's replicas as processes of this machine.
+    pub fn start(model: &str, replica: usize, args: &EngineArgs) -> Result<Crew> {
         let ranks = args.parallel.division().ranks();
         let epoch = ShmEpoch::create(ShmOptions::new(ranks, ARENA_BYTES))
             .context("cannot make the memory that ranks share")?;
@@ -38,6 +38,7 @@ impl Crew {
         for rank in 1..ranks {
             let child = Command::new(&program)
                 .args(["rank", model, "--rank", &rank.to_string()])
+                .args(["--replica", &replica.to_string()])
                 .args(args.to_flags())
                 .stdin(Stdio::from(epoch.descriptor().try_clone_to_owned()?))
                 .spawn()

@@ -73,7 +73,7 @@ impl LocalServer {
             Ok(Err(error)) => tracing::warn!("the server ended badly: {error:#}"),
             Err(error) => tracing::warn!("the server ended badly: {error}"),
         }
-        self.loaded.engine.stop();
+        self.loaded.stop();
     }
 }
 

@@ -187,7 +187,7 @@ pub fn measure(options: &Options<'_>) -> Result<Sweep> {
     let mut rates = Rates::default();
     let one = [Case::Context, Case::Batch, Case::Mixed].into_iter().any(wanted);
     let loaded = if one { Some((options.load)(None)?) } else { None };
-    let replica = loaded.as_ref().map(|loaded| loaded.engine.replica());
+    let replica = loaded.as_ref().map(|loaded| loaded.replica.clone());
     // One for all rounds: prompts of a second one would be those of the first, and cached.
     let mut bench = replica.as_ref().map(|replica| Bench::new(replica.as_ref())).transpose()?;
     for _ in 0..options.repeats {
@@ -197,16 +197,16 @@ pub fn measure(options: &Options<'_>) -> Result<Sweep> {
         if wanted(Case::Threads) {
             for threads in options.threads {
                 let loaded = (options.load)(Some(*threads))?;
-                let replica = loaded.engine.replica();
+                let replica = loaded.replica.clone();
                 Bench::new(replica.as_ref())?.threads(*threads, &mut rates)?;
                 drop(replica);
-                loaded.engine.stop();
+                loaded.stop();
             }
         }
     }
     drop(replica);
     if let Some(loaded) = loaded {
-        loaded.engine.stop();
+        loaded.stop();
     }
     Ok(Sweep::of(rates.series()))
 }

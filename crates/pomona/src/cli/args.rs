@@ -122,10 +122,19 @@ pub struct ParallelArgs {
     #[arg(long, visible_alias = "pp", value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub pipeline_parallel_size: u32,
+    /// Replicas of the model; each request goes to the one that is likely to be done with it first
+    #[arg(long, visible_alias = "dp", value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub data_parallel_size: u32,
 }
 
 impl ParallelArgs {
-    /// The same for one model.
+    /// Ranks of all replicas.
+    pub fn processes(&self) -> usize {
+        self.division().ranks() * self.data_parallel_size as usize
+    }
+
+    /// The same for one replica.
     pub fn division(&self) -> Parallel {
         Parallel { tensor: self.tensor_parallel_size, pipeline: self.pipeline_parallel_size }
     }
@@ -225,6 +234,7 @@ impl EngineArgs {
             ("--seed", Some(self.seed.to_string())),
             ("--tensor-parallel-size", Some(self.parallel.tensor_parallel_size.to_string())),
             ("--pipeline-parallel-size", Some(self.parallel.pipeline_parallel_size.to_string())),
+            ("--data-parallel-size", Some(self.parallel.data_parallel_size.to_string())),
             ("--max-model-len", self.max_model_len.map(|n| n.to_string())),
             ("--kv-cache-memory", self.kv_cache_memory.map(|n| n.to_string())),
             ("--quantization", self.quantization.map(|to| format!("{to:?}").to_lowercase())),
@@ -365,7 +375,7 @@ mod tests {
         use clap::Parser;
         let given = "x --max-model-len 4K --kv-cache-dtype bfloat16 --scheduling-policy fair \
                      --no-enable-prefix-caching --kv-cache-memory 1GiB --threads 2 --seed 3 \
-                     --activation-bits 8 --tp 2 --pipeline-parallel-size 3 \
+                     --activation-bits 8 --tp 2 --pipeline-parallel-size 3 --dp 2 \
                      --weight-cache /srv/x --weight-cache-size 1GiB --quantization int4 \
                      --model-draft m.gguf --draft-max 5";
         let first = Probe::parse_from(given.split_whitespace()).engine;

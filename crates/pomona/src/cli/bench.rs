@@ -327,7 +327,7 @@ fn at_hand(args: &AllArgs, model: &str, report: &mut Report) -> Result<Costs> {
     if args.serve.target.url.is_none() && !args.no_engine {
         say("measuring the engine");
         let loaded = prepared.load()?;
-        let replica = loaded.engine.replica();
+        let replica = loaded.replica.clone();
         let repeats = usize::from(args.serve.outcome.repeats);
         let options = engine::Options { prompts: &args.n_prompt, repeats };
         report.engine =
@@ -339,7 +339,7 @@ fn at_hand(args: &AllArgs, model: &str, report: &mut Report) -> Result<Costs> {
             .drafting()
             .map(|_| Drafts { drafted: load.draft_tokens, accepted: load.accepted_tokens });
         drop(replica);
-        loaded.engine.stop();
+        loaded.stop();
     }
     Ok(Costs { facts, kv_read })
 }

@@ -63,7 +63,7 @@ pub fn run(args: &PerplexityArgs) -> Result<()> {
     let loaded = compose::prepare(&args.model, &engine_args)?.load()?;
     let tokens = loaded.tokenizer.encode(&text, true)?;
     let first = loaded.tokenizer.prefix().first().copied();
-    let replica = loaded.engine.replica();
+    let replica = loaded.replica.clone();
     let mut tally = Likelihood::default();
     let chunks = tokens.len() / args.context as usize;
     if chunks == 0 {

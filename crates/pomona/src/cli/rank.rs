@@ -14,6 +14,9 @@ pub struct RankArgs {
     /// Which one this is
     #[arg(long)]
     rank: usize,
+    /// Of which of the replicas
+    #[arg(long)]
+    replica: usize,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -21,5 +24,8 @@ pub struct RankArgs {
 /// Runs the verb: until the first rank says that it is over, or is gone.
 pub fn run(args: &RankArgs) -> Result<()> {
     let link = crew::join(args.rank)?;
-    crew::leave(link.as_ref(), compose::follow(&args.model, &args.engine, link.clone()))
+    crew::leave(
+        link.as_ref(),
+        compose::follow(&args.model, args.replica, &args.engine, link.clone()),
+    )
 }

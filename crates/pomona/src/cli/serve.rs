@@ -116,7 +116,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         let signals = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         local::serve(listener, served, config, first_signal(signals)).await
     })?;
-    loaded.engine.stop();
+    loaded.stop();
     tracing::info!("stopped");
     Ok(())
 }

@@ -28,17 +28,10 @@ const STRANGERS: &[(&[&str], &str)] = &[
         "this version runs on CPUs only; memory for keys and values is --kv-cache-memory",
     ),
     (
-        &[
-            "-tp",
-            "--tensor-parallel-size",
-            "-pp",
-            "--pipeline-parallel-size",
-            "-dp",
-            "--data-parallel-size",
-            "--numa",
-        ],
-        "this version runs on one machine and one memory; leave the flag out",
+        &["-tp", "-pp", "-dp"],
+        "with two dashes: --tp, --pp or --dp, or in full, such as --tensor-parallel-size",
     ),
+    (&["--numa"], "ranks take cores of their own: see --tensor-parallel-size"),
     (
         &["-md", "--draft", "--draft-n", "--speculative-model", "--num-speculative-tokens"],
         "a draft model is --model-draft FILE here, with --draft-max N; other methods are \

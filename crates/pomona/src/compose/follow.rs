@@ -10,6 +10,7 @@ use pomona_types::Collective;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::replica::take_cores;
 use super::{Prepared, Weights, open_to_load, threads};
 use crate::cli::EngineArgs;
 use crate::memory::Fit;
@@ -64,8 +65,8 @@ fn digest(checkpoint: &Checkpoint) -> Result<String> {
 }
 
 /// Runs one rank of a model that another process leads, until that says that it is over.
-pub fn follow(name: &str, args: &EngineArgs, link: Arc<dyn Link>) -> Result<()> {
-    take_cores(link.rank(), threads(args));
+pub fn follow(name: &str, replica: usize, args: &EngineArgs, link: Arc<dyn Link>) -> Result<()> {
+    take_cores(replica * link.ranks() + link.rank(), threads(args));
     let (resolved, checkpoint) = open_to_load(name, args)?;
     let division = Division::new(checkpoint.spec(), args.parallel.division())?;
     let Seat { world, ranks } = Seat::take(link, &division)?;
@@ -86,11 +87,4 @@ pub fn follow(name: &str, args: &EngineArgs, link: Arc<dyn Link>) -> Result<()> 
     pomona_engine::follow(&config, model, ops.as_ref(), world.as_ref())?;
     drop(finishing);
     Ok(())
-}
-
-/// Leaves the other ranks of this machine their cores.
-fn take_cores(rank: usize, count: usize) {
-    let cores = pomona_device::usable_cores();
-    let first = rank * count % cores.len().max(1);
-    pomona_device::restrict_to(&cores[first..cores.len().min(first + count)]);
 }

@@ -1,0 +1,7 @@
+//! Several replicas of a model as one. Knows replicas by their seam only, wherever they run. Does
+//! not know models, kernels or HTTP.
+#![forbid(unsafe_code)]
+
+mod replicas;
+
+pub use replicas::Replicas;

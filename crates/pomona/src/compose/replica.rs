@@ -1,0 +1,147 @@
+//! One replica at work: an engine, and the other ranks of its model if that is divided.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use pomona_cluster::Replicas;
+use pomona_engine::{Engine, EngineConfig, Others, Seat};
+use pomona_models::Checkpoint;
+use pomona_scheduler::batch::Ordering;
+use pomona_types::{Collective, Micros, Replica};
+
+use super::follow::Setup;
+use super::{Prepared, Weights, threads};
+use crate::cli::Policy;
+use crate::crew::Crew;
+use crate::models::progress::human_bytes;
+use crate::models::weight_cache::Finishing;
+
+/// A replica whose weights are in their place.
+pub(super) struct Placed {
+    replica: usize,
+    weights: Weights,
+    world: Option<Arc<dyn Collective>>,
+    crew: Option<Crew>,
+}
+
+/// A replica at work.
+pub(super) struct Running {
+    engine: Engine,
+    /// Packed weights are still on their way to the disk, perhaps.
+    _finishing: Finishing,
+    /// The other ranks. Behind the engine, which tells them that it is over.
+    _crew: Option<Crew>,
+}
+
+impl Running {
+    /// Ends all its requests, and its ranks.
+    pub(super) fn stop(self) {
+        self.engine.stop();
+    }
+}
+
+/// Several replicas as one.
+pub(super) fn as_one(running: &[Running]) -> Result<Arc<dyn Replica>> {
+    let mut all: Vec<_> = running.iter().map(|running| running.engine.replica()).collect();
+    match all.len() {
+        1 => Ok(all.remove(0)),
+        _ => Ok(Arc::new(Replicas::new(all).context("no replica runs")?)),
+    }
+}
+
+impl Prepared {
+    /// Starts the other ranks of a replica, and loads what this process has of it.
+    pub(super) fn place(&self, replica: usize) -> Result<Placed> {
+        let crew = match self.division.parallel.ranks() {
+            1 => None,
+            _ => Some(Crew::start(&self.name, replica, &self.args)?),
+        };
+        let seat = crew.as_ref().map(|crew| Seat::take(crew.link(), &self.division)).transpose()?;
+        let (world, ranks) = seat.map(|seat| (seat.world, seat.ranks)).unzip();
+        if let Some(world) = &world {
+            Setup::of(self)?.send(world.as_ref())?;
+        }
+        let weights = self.on_its_cores(replica, || self.load_weights_of(ranks))?;
+        Ok(Placed { replica, weights, world, crew })
+    }
+
+    /// Starts the engine, when all ranks have loaded.
+    pub(super) fn start(&self, placed: Placed, ends: &[u32]) -> Result<Running> {
+        let Placed { replica, weights, world, crew } = placed;
+        if let Some(world) = &world {
+            world.barrier().context("not all ranks have loaded their part of the model")?;
+        }
+        let stages = self.division.parallel.pipeline as usize;
+        let others = world.map(|world| Others::new(world, stages));
+        let Weights { model, draft, ops, finishing } = weights;
+        let config = self.engine_config(ends.to_vec());
+        let start = || {
+            Engine::lead(config, model, draft, ops, others).with_context(|| {
+                format!(
+                    "cannot start with {} of keys and values: if memory is short, choose less \
+                     --kv-cache-memory or a smaller --max-model-len, or stop other programs",
+                    human_bytes(self.fit.kv_bytes)
+                )
+            })
+        };
+        let engine = self.on_its_cores(replica, start)?;
+        Ok(Running { engine, _finishing: finishing, _crew: crew })
+    }
+
+    /// Runs something on the cores that a replica's first rank has, where there are several ranks:
+    /// the threads that it starts stay there.
+    fn on_its_cores<T: Send>(
+        &self,
+        replica: usize,
+        work: impl FnOnce() -> Result<T> + Send,
+    ) -> Result<T> {
+        if self.args.parallel.processes() == 1 {
+            return work();
+        }
+        let run = || {
+            take_cores(replica * self.division.parallel.ranks(), threads(&self.args));
+            work()
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(run).join().unwrap_or_else(|_| Err(anyhow!("loading failed")))
+        })
+    }
+
+    fn engine_config(&self, eos_token_ids: Vec<u32>) -> EngineConfig {
+        EngineConfig {
+            name: self.resolved.name.as_str().into(),
+            max_model_len: self.fit.max_model_len,
+            max_num_seqs: self.args.max_num_seqs,
+            max_num_batched_tokens: self.args.max_num_batched_tokens,
+            kv_dtype: self.args.kv_cache_dtype.0,
+            kv_blocks: self.fit.kv_blocks,
+            prefix_caching: self.args.prefix_caching(),
+            ordering: match self.args.scheduling_policy {
+                Policy::Fcfs => Ordering::Fcfs,
+                Policy::Priority => Ordering::Priority,
+                Policy::Fair => Ordering::Fair,
+            },
+            max_waiting: self.args.max_waiting,
+            step_target: match self.args.step_target_ms {
+                0 => None,
+                ms => Some(Micros(1000 * u64::from(ms))),
+            },
+            eos_token_ids,
+            seed: self.args.seed,
+            speculation: self.args.drafting().map(|mut drafting| {
+                // Making a draft is reading the draft model's weights.
+                let bytes = self.draft.as_ref().map_or(0, Checkpoint::weight_bytes);
+                let share = bytes as f32 / self.checkpoint.weight_bytes().max(1) as f32;
+                drafting.speculation.draft_cost = share;
+                drafting.speculation
+            }),
+        }
+    }
+}
+
+/// Restricts the thread to the cores of one of the ranks of this machine, all replicas' counted.
+pub(super) fn take_cores(rank: usize, count: usize) {
+    let cores = pomona_device::usable_cores();
+    let first = rank * count % cores.len().max(1);
+    pomona_device::restrict_to(&cores[first..cores.len().min(first + count)]);
+}
