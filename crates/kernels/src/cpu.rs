@@ -10,13 +10,14 @@ use pomona_device::{
 use pomona_types::Collective;
 
 use crate::attention::{self, BLOCK, Cache, CacheMut, Problem, Workspace};
+use crate::experts::{Combine, Means, Pairs, Route, Weight};
 use crate::linear::packed::{self, GROUP};
-use crate::linear::{self, Part, linear};
+use crate::linear::{self, Job, Out, Part, Rows, linear};
 use crate::packing::{self, PackedStore};
 use crate::rows::{Glu, RmsNorm, Rope};
 use crate::{
-    Activation, ActivationBits, Attention, Embedding, Isa, KvLayer, LinearPart, Matrix, OpError,
-    Ops, RopeStyle, WeightSource, Write,
+    Activation, ActivationBits, Attention, Embedding, Experts, Isa, KvLayer, LinearPart, Matrix,
+    OpError, Ops, RopeStyle, RouteWeights, Routes, WeightSource, Write,
 };
 
 /// Elements from which an operation on rows is worth a join.
@@ -38,6 +39,7 @@ pub struct CpuOps {
 struct Scratch {
     linear: linear::Workspace,
     attention: Workspace,
+    pairs: Pairs,
 }
 
 /// What a [`Matrix`] is on the CPU: its packed bytes.
@@ -90,6 +92,25 @@ impl CpuOps {
         }
         let threads = self.pool.threads();
         self.pool.run(&|worker| each(split(rows, 1, threads, worker)));
+    }
+
+    /// Gates rows of so many elements; without `gate`, `out` holds it.
+    fn glu_rows(
+        &self,
+        (gate, up): (Option<&[f32]>, &[f32]),
+        activation: Activation,
+        (out, width): (&mut [f32], usize),
+    ) {
+        let rows = RowsMut::new(out, width);
+        self.by_rows(rows.rows, width, &|range| {
+            let elements = range.start * width..range.end * width;
+            // SAFETY: workers have disjoint ranges.
+            let out = unsafe { rows.rows(range) };
+            if let Some(gate) = gate {
+                out.copy_from_slice(&gate[elements.clone()]);
+            }
+            self.isa.run(Glu { up: &up[elements], activation, out });
+        });
     }
 }
 
@@ -241,7 +262,7 @@ impl Ops for CpuOps {
         let bytes: Vec<View> = parts.iter().map(|p| stored(p.weight)).collect::<Result<_, _>>()?;
         // SAFETY: no output overlaps the input, a bias, or another output; weights are their own
         // buffers, which no view but `stored` refers to.
-        let (x, mut parts) = unsafe {
+        let (x, parts) = unsafe {
             let parts = parts
                 .iter()
                 .zip(&bytes)
@@ -251,14 +272,16 @@ impl Ops for CpuOps {
                         weight: access.read::<u8>(bytes)?,
                         rows: part.weight.rows,
                         bias: part.bias.map(|b| access.read::<f32>(b)).transpose()?,
-                        out: access.write::<f32>(part.out)?,
+                        out: Out::new(access.write::<f32>(part.out)?),
                     })
                 })
                 .collect::<Result<Vec<_>, DeviceError>>()?;
             (access.read::<f32>(x)?, parts)
         };
         let how = (write, self.bits, &mut scratch.linear);
-        linear(&self.pool, self.isa, x, cols, &mut parts, how);
+        let rows = Rows::From(0);
+        let job = Job { tokens, inputs: rows, outputs: rows, parts };
+        linear(&self.pool, self.isa, (x, cols), &[job], how);
         Ok(())
     }
 
@@ -425,7 +448,7 @@ impl Ops for CpuOps {
         activation: Activation,
         out: &View,
     ) -> Result<(), OpError> {
-        let (rows, width) = rows_of(gate);
+        let (_, width) = rows_of(gate);
         let fits = gate.shape() == up.shape() && gate.shape() == out.shape();
         ensure(fits, "glu", || format!("{:?} and {:?}", gate.shape(), up.shape()))?;
         apart("glu", out, &[up])?;
@@ -439,16 +462,7 @@ impl Ops for CpuOps {
             let gate = if same { None } else { Some(access.read::<f32>(gate)?) };
             (gate, access.read::<f32>(up)?, access.write::<f32>(out)?)
         };
-        let out = RowsMut::new(out, width);
-        self.by_rows(rows, width, &|range| {
-            let elements = range.start * width..range.end * width;
-            // SAFETY: workers have disjoint ranges.
-            let out = unsafe { out.rows(range) };
-            if let Some(gate) = gate {
-                out.copy_from_slice(&gate[elements.clone()]);
-            }
-            self.isa.run(Glu { up: &up[elements], activation, out });
-        });
+        self.glu_rows((gate, up), activation, (out, width));
         Ok(())
     }
 
@@ -552,6 +566,122 @@ impl Ops for CpuOps {
         // SAFETY: the only view that is used.
         let x = unsafe { access.write::<f32>(x)? };
         Ok(group.receive(from, cast_slice_mut(x))?)
+    }
+
+    fn route(
+        &self,
+        logits: &View,
+        weights_of: RouteWeights,
+        routes: &Routes<'_>,
+    ) -> Result<(), OpError> {
+        let ((tokens, experts), (rows, k)) = (rows_of(logits), rows_of(routes.ids));
+        let Routes { ids, weights, loads } = *routes;
+        let fits = rows == tokens
+            && (1..=experts).contains(&k)
+            && weights.shape() == ids.shape()
+            && loads.elements() == experts;
+        ensure(fits, "route", || format!("{:?} into {:?}", logits.shape(), ids.shape()))?;
+        apart("route", ids, &[logits, weights, loads])?;
+        apart("route", weights, &[logits, loads])?;
+        apart("route", loads, &[logits])?;
+        let access = self.memory.enter();
+        // SAFETY: no output overlaps the input or another output.
+        let (logits, ids, weights, loads) = unsafe {
+            (
+                access.read::<f32>(logits)?,
+                access.write::<u32>(ids)?,
+                access.write::<f32>(weights)?,
+                access.write::<u32>(loads)?,
+            )
+        };
+        self.isa.run(Route { logits, experts, weights_of, ids, weights, k });
+        for id in ids {
+            let load = &mut loads[*id as usize];
+            *load = load.wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    fn experts(
+        &self,
+        x: &View,
+        ids: &View,
+        experts: &Experts<'_>,
+        out: &View,
+    ) -> Result<(), OpError> {
+        let ((tokens, hidden), (rows, k)) = (rows_of(x), rows_of(ids));
+        let Some(ffn) = experts.here.first().map(|expert| expert.gate.rows) else { return Ok(()) };
+        let [gate, up] = experts.between;
+        let shape = |matrix: &Matrix| [matrix.rows, matrix.cols];
+        let fits = rows == tokens
+            && out.elements() == tokens * k * hidden
+            && experts.between.iter().all(|view| view.elements() == tokens * k * ffn)
+            && experts.here.iter().all(|expert| {
+                let wide = [&expert.gate, &expert.up].map(shape);
+                wide == [[ffn, hidden]; 2] && shape(&expert.down) == [hidden, ffn]
+            });
+        ensure(fits && tokens * k * hidden * ffn > 0, "experts", || {
+            format!("{:?} by {:?} of width {ffn} into {:?}", x.shape(), ids.shape(), out.shape())
+        })?;
+        apart("experts", out, &[x, ids, gate, up])?;
+        apart("experts", gate, &[x, ids, up])?;
+        apart("experts", up, &[x, ids])?;
+        let access = self.memory.enter();
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let Scratch { linear: workspace, pairs, .. } = &mut *scratch;
+        // SAFETY: neither the output nor the memory between overlaps anything else; weights are
+        // their own buffers, which no view but `stored` refers to.
+        let (x, ids, out, gate, up) = unsafe {
+            (
+                access.read::<f32>(x)?,
+                access.read::<u32>(ids)?,
+                access.write::<f32>(out)?,
+                access.write::<f32>(gate)?,
+                access.write::<f32>(up)?,
+            )
+        };
+        pairs.sort(ids, k, experts.first..experts.first + experts.here.len());
+        let weight = |matrix: &Matrix| -> Result<Weight<'_>, OpError> {
+            // SAFETY: as above.
+            let bytes = unsafe { access.read::<u8>(&stored(matrix)?)? };
+            Ok(Weight { format: matrix.format, bytes, rows: matrix.rows })
+        };
+        let (mut wide, mut narrow) = (Vec::new(), Vec::new());
+        for (expert, _) in &pairs.active {
+            let expert = &experts.here[*expert];
+            wide.push([weight(&expert.gate)?, weight(&expert.up)?]);
+            narrow.push([weight(&expert.down)?]);
+        }
+        let (pool, isa, bits) = (&self.pool, self.isa, self.bits);
+        let mut means = Means { pool, isa, bits, workspace };
+        means.widen((x, hidden), pairs, &wide, [&mut *gate, &mut *up]);
+        let used = pairs.len() * ffn;
+        self.glu_rows((None, &up[..used]), experts.activation, (&mut gate[..used], ffn));
+        means.narrow((gate, ffn), pairs, &narrow, out);
+        Ok(())
+    }
+
+    fn combine(&self, x: &View, weights: &View, write: Write, out: &View) -> Result<(), OpError> {
+        let ((tokens, k), (rows, width)) = (rows_of(weights), rows_of(out));
+        let fits = rows == tokens && x.elements() == tokens * k * width && k * width > 0;
+        ensure(fits, "combine", || {
+            format!("{:?} by {:?} into {:?}", x.shape(), weights.shape(), out.shape())
+        })?;
+        apart("combine", out, &[x, weights])?;
+        let access = self.memory.enter();
+        // SAFETY: `out` overlaps neither input.
+        let (x, weights, out) = unsafe {
+            (access.read::<f32>(x)?, access.read::<f32>(weights)?, access.write::<f32>(out)?)
+        };
+        let out = RowsMut::new(out, width);
+        self.by_rows(tokens, k * width, &|range| {
+            let x = &x[range.start * k * width..range.end * k * width];
+            let weights = &weights[range.start * k..range.end * k];
+            // SAFETY: workers have disjoint ranges.
+            let out = unsafe { out.rows(range) };
+            self.isa.run(Combine { x, weights, k, width, write, out });
+        });
+        Ok(())
     }
 }
 

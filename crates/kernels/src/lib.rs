@@ -6,6 +6,7 @@
 
 mod attention;
 mod cpu;
+mod experts;
 mod format;
 mod formats;
 mod isa;
@@ -26,8 +27,8 @@ pub use linear::amx::peak::int8_tile_ops;
 pub use linear::packed::LAYOUT as PACKED_LAYOUT;
 pub use linear::{ActivationBits, LinearPath};
 pub use ops::{
-    Activation, Attention, Batch, Embedding, HeadGroups, KvLayer, LinearPart, Matrix, OpError, Ops,
-    RopeStyle, Span, Write,
+    Activation, Attention, Batch, Embedding, Expert, Experts, HeadGroups, KvLayer, LinearPart,
+    Matrix, OpError, Ops, RopeStyle, RouteWeights, Routes, Span, Write,
 };
 pub use packing::PackedStore;
 pub use weights::{QuantisedRows, StoredRows, WeightRows, WeightSource};

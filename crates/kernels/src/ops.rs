@@ -96,6 +96,50 @@ pub enum Activation {
     GeluTanh,
 }
 
+/// An expert: `down(act(gate(x)) * up(x))`, `gate, up: [ffn, hidden]`, `down: [hidden, ffn]`.
+#[derive(Clone)]
+pub struct Expert {
+    /// Its gate.
+    pub gate: Matrix,
+    /// What the gate multiplies.
+    pub up: Matrix,
+    /// Back to the residual stream.
+    pub down: Matrix,
+}
+
+/// What the weights of a token's experts are parts of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RouteWeights {
+    /// A softmax over all experts.
+    All,
+    /// A softmax over those that were chosen: they add up to one.
+    Chosen,
+}
+
+/// Where [`Ops::route`] writes.
+#[derive(Clone, Copy)]
+pub struct Routes<'a> {
+    /// `u32 [tokens, k]`: experts of each token, the largest logit first, of equals the lower index.
+    pub ids: &'a View,
+    /// `f32 [tokens, k]`: their weights.
+    pub weights: &'a View,
+    /// `u32 [experts]`: each is raised by the tokens that the expert got, and wraps around.
+    pub loads: &'a View,
+}
+
+/// What [`Ops::experts`] computes with.
+#[derive(Clone, Copy)]
+pub struct Experts<'a> {
+    /// Experts that are here, of one shape.
+    pub here: &'a [Expert],
+    /// The index of the first of them.
+    pub first: usize,
+    /// The gates' non-linearity.
+    pub activation: Activation,
+    /// Memory for what lies between, which is lost: `f32 [tokens * k, ffn]` each.
+    pub between: [&'a View; 2],
+}
+
 /// One layer's keys and values: views of `[blocks, kv_heads, 16, head_dim]`, dtype F32, F16 or
 /// BF16; or I8, whose last axis is [`kv_row_bytes`](crate::kv_row_bytes) long. The order of
 /// elements within a block belongs to the operations.
@@ -270,4 +314,29 @@ pub trait Ops: Send + Sync {
 
     /// The other side of [`send`](Ops::send).
     fn receive(&self, group: &dyn Collective, from: usize, x: &View) -> Result<(), OpError>;
+
+    /// Chooses `k` experts for each token by `logits: f32 [tokens, experts]`. Where a logit is not a
+    /// number, neither are the token's weights.
+    fn route(
+        &self,
+        logits: &View,
+        weights_of: RouteWeights,
+        routes: &Routes<'_>,
+    ) -> Result<(), OpError>;
+
+    /// `out[t][i] = expert(x[t])` with expert `ids[t][i]`, where that one is here; other rows of
+    /// `out` stay as they are. `x: f32 [tokens, hidden]`, `ids: u32 [tokens, k]`, `out: f32 [tokens,
+    /// k, hidden]`. The bits are those of three calls of [`Ops::linear`]. Costs the bytes of those
+    /// experts that have a token.
+    fn experts(
+        &self,
+        x: &View,
+        ids: &View,
+        experts: &Experts<'_>,
+        out: &View,
+    ) -> Result<(), OpError>;
+
+    /// `out[t] (+)= weights[t][0] * x[t][0] + weights[t][1] * x[t][1] + ...`, added up in this
+    /// order. `x: f32 [tokens, k, n]`, `weights: f32 [tokens, k]`, `out: f32 [tokens, n]`.
+    fn combine(&self, x: &View, weights: &View, write: Write, out: &View) -> Result<(), OpError>;
 }

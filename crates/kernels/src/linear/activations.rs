@@ -3,20 +3,18 @@
 
 use std::ops::Range;
 
-use pomona_device::{Pool, split};
+use pomona_device::Pool;
 
 use super::packed::BLOCK;
+use super::{Input, Inputs, Shared, spread};
+use crate::Isa;
 use crate::isa::{Kernel, Tier};
 use crate::lanes::ROUND;
-use crate::{Isa, linear};
 
 /// Tokens below which quantising is not worth a join.
 const JOIN_TOKENS: usize = 8;
 /// Blocks whose largest number is smaller count as zero: their scale would not be a normal number.
 const SMALLEST: f32 = 1e-30;
-/// Most tokens that lie side by side: as many as a tile register has rows.
-pub(super) const TILE: usize = 16;
-
 /// How exact activations are where they meet quantised weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ActivationBits {
@@ -55,18 +53,25 @@ pub(super) struct Scaled {
     pub(super) halves: [f32; 2],
 }
 
-/// Quantised activations of a batch; memory is kept from call to call. Up to sixteen tokens lie
-/// side by side, so that whoever takes several of them reads memory in order.
+/// Memory for quantised activations, kept from call to call.
 #[derive(Default)]
-pub(crate) struct Activations {
-    places: Places,
-    /// `[tiles, blocks, width]`.
+pub(crate) struct Memory {
+    /// `[tiles, blocks, width]` for each job.
     terms: Vec<Terms>,
     scaled: Vec<Scaled>,
 }
 
+/// A job's quantised activations. Up to sixteen tokens lie side by side, so that whoever takes
+/// several of them reads memory in order.
+#[derive(Clone, Copy)]
+pub(super) struct Activations<'a> {
+    places: Places,
+    terms: &'a [Terms],
+    scaled: &'a [Scaled],
+}
+
 /// Where a token's items lie.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Places {
     blocks: usize,
     /// Tokens side by side.
@@ -81,35 +86,37 @@ impl Places {
     }
 }
 
-impl Activations {
-    /// Bytes that a block of one token takes.
-    pub(super) const BLOCK_BYTES: usize = size_of::<Terms>() + size_of::<Scaled>();
-
-    /// Quantises `x: [tokens, cols]`, `cols` a whole number of blocks.
+impl Memory {
+    /// Quantises all inputs, whose columns are a whole number of blocks.
     pub(super) fn quantise(
         &mut self,
         pool: &Pool,
         isa: Isa,
-        (x, cols): (&[f32], usize),
+        inputs: &Inputs<'_>,
         bits: ActivationBits,
-    ) {
-        let (tokens, blocks) = (x.len() / cols, cols / BLOCK);
-        let places = Places { blocks, width: tokens.min(TILE), bits };
-        self.places = places;
-        let lanes = tokens.next_multiple_of(places.width);
-        self.terms.resize(lanes * blocks, Terms { high: [0; BLOCK], low: [0; BLOCK] });
-        self.scaled.resize(lanes * blocks, Scaled::default());
-        let (terms, scaled) = (self.terms.as_mut_ptr(), self.scaled.as_mut_ptr());
-        let (terms, scaled) = (linear::Shared(terms), linear::Shared(scaled));
-        let run = |tokens: Range<usize>| {
-            isa.run(Quantise { x, cols, tokens, places, terms, scaled });
+    ) -> Vec<Activations<'_>> {
+        let blocks = inputs.cols / BLOCK;
+        self.terms.resize(inputs.lanes * blocks, Terms { high: [0; BLOCK], low: [0; BLOCK] });
+        self.scaled.resize(inputs.lanes * blocks, Scaled::default());
+        let places = |input: &Input<'_>| Places { blocks, width: input.width(), bits };
+        let (terms, scaled) = (Shared(self.terms.as_mut_ptr()), Shared(self.scaled.as_mut_ptr()));
+        spread(pool, JOIN_TOKENS, inputs.jobs.iter().map(|input| input.tokens), &|job, tokens| {
+            let input = &inputs.jobs[job];
+            let (first, places) = (input.first_lane * blocks, places(input));
+            isa.run(Quantise { inputs, job, tokens, first, places, terms, scaled });
+        });
+        let of = |input: &Input<'_>| {
+            let at = input.first_lane * blocks;
+            let (terms, scaled) = (&self.terms[at..], &self.scaled[at..]);
+            Activations { places: places(input), terms, scaled }
         };
-        if tokens < JOIN_TOKENS {
-            run(0..tokens);
-        } else {
-            pool.run(&|worker| run(split(tokens, 1, pool.threads(), worker)));
-        }
+        inputs.jobs.iter().map(of).collect()
     }
+}
+
+impl Activations<'_> {
+    /// Bytes that a block of one token takes.
+    pub(super) const BLOCK_BYTES: usize = size_of::<Terms>() + size_of::<Scaled>();
 
     /// Whether there are high terms other than zero.
     pub(super) fn two_terms(&self) -> bool {
@@ -141,14 +148,16 @@ pub(super) struct Token<'a> {
     pub(super) width: usize,
 }
 
-/// Quantises whole tokens.
+/// Quantises whole tokens of a job.
 struct Quantise<'a> {
-    x: &'a [f32],
-    cols: usize,
+    inputs: &'a Inputs<'a>,
+    job: usize,
     tokens: Range<usize>,
+    /// Where the job's blocks begin.
+    first: usize,
     places: Places,
-    terms: linear::Shared<Terms>,
-    scaled: linear::Shared<Scaled>,
+    terms: Shared<Terms>,
+    scaled: Shared<Scaled>,
 }
 
 impl Kernel for Quantise<'_> {
@@ -156,9 +165,9 @@ impl Kernel for Quantise<'_> {
     fn run<T: Tier>(self, _: T) {
         let largest = self.places.bits.largest();
         for token in self.tokens.clone() {
-            let row = &self.x[token * self.cols..][..self.cols];
+            let row = self.inputs.row(self.job, token);
             for (b, x) in row.as_chunks::<BLOCK>().0.iter().enumerate() {
-                let at = self.places.block(token, b);
+                let at = self.first + self.places.block(token, b);
                 // SAFETY: each worker has its own tokens, and these are places within the vectors,
                 // which have been sized for all of them.
                 unsafe { *self.scaled.at(at) = quantise(x, largest, &mut *self.terms.at(at)) };

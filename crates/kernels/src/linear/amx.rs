@@ -15,11 +15,10 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use half::bf16;
-use pomona_device::{Pool, split};
+use pomona_device::Pool;
 
-use super::activations::TILE;
 use super::packed::{self, GROUP, PAIRS_AT_ONCE};
-use super::{Shared, Slab};
+use super::{Inputs, Shared, Slab, TILE, spread};
 use crate::Format;
 
 #[cfg(all(test, target_os = "linux"))]
@@ -145,29 +144,32 @@ macro_rules! multiply {
 }
 use {load, multiply, store, zero};
 
-/// Activations in bf16, a tile after the other; memory is kept from call to call.
+/// Memory for activations in bf16, a tile after the other, kept from call to call: `[tiles, blocks
+/// of 32 columns, width, 32]` for each job.
 #[derive(Default)]
-pub(crate) struct Tiles {
-    /// `[tiles, blocks of 32 columns, width, 32]`.
-    values: Vec<u16>,
+pub(crate) struct Memory(Vec<u16>);
+
+/// A job's activations in bf16.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles<'a> {
+    values: &'a [u16],
     /// Tokens of a tile.
     width: usize,
 }
 
-impl Tiles {
-    /// Rounds `x: [tokens, cols]`.
-    pub(super) fn fill(&mut self, pool: &Pool, x: &[f32], cols: usize) {
-        let (tokens, blocks) = (x.len() / cols, cols.div_ceil(COLUMNS));
-        self.width = tokens.min(TILE);
-        let (width, tiles) = (self.width, tokens.div_ceil(self.width));
-        let size = blocks * width * COLUMNS;
-        self.values.resize(tiles * size, 0);
-        let values = Shared(self.values.as_mut_ptr());
-        pool.run(&|worker| {
-            for token in split(tokens, 1, pool.threads(), worker) {
-                let row = &x[token * cols..][..cols];
-                for (b, x) in row.chunks(COLUMNS).enumerate() {
-                    let at = token / width * size + (b * width + token % width) * COLUMNS;
+impl Memory {
+    /// Rounds all inputs.
+    pub(super) fn fill(&mut self, pool: &Pool, inputs: &Inputs<'_>) -> Vec<Tiles<'_>> {
+        let lane = inputs.cols.next_multiple_of(COLUMNS);
+        self.0.resize(inputs.lanes * lane, 0);
+        let values = Shared(self.0.as_mut_ptr());
+        spread(pool, 1, inputs.jobs.iter().map(|input| input.tokens), &|job, tokens| {
+            let input = &inputs.jobs[job];
+            let width = input.width();
+            for token in tokens {
+                let tile = (input.first_lane + token / width * width) * lane;
+                for (b, x) in inputs.row(job, token).chunks(COLUMNS).enumerate() {
+                    let at = tile + (b * width + token % width) * COLUMNS;
                     // SAFETY: each worker has its own tokens, within the vector just sized.
                     let place = unsafe { std::slice::from_raw_parts_mut(values.at(at), COLUMNS) };
                     place[x.len()..].fill(0);
@@ -177,6 +179,11 @@ impl Tiles {
                 }
             }
         });
+        let of = |job: &super::Input<'_>| Tiles {
+            values: &self.0[job.first_lane * lane..],
+            width: job.width(),
+        };
+        inputs.jobs.iter().map(of).collect()
     }
 }
 
@@ -184,7 +191,7 @@ impl Tiles {
 ///
 /// # Safety
 /// The machine has tile registers, and the system lets us use them.
-pub(super) unsafe fn bf16(slab: &Slab<'_>, x: &Tiles) {
+pub(super) unsafe fn bf16(slab: &Slab<'_>, x: Tiles<'_>) {
     debug_assert_eq!(slab.format, Format::BF16);
     let (a, b, c) = ((x.width, 64), (TILE, 64), (x.width, 64));
     // SAFETY: by contract.
@@ -206,7 +213,7 @@ pub(super) unsafe fn bf16(slab: &Slab<'_>, x: &Tiles) {
 /// Products of bf16 weights.
 struct Dense<'a> {
     slab: &'a Slab<'a>,
-    x: &'a Tiles,
+    x: Tiles<'a>,
     blocks: usize,
 }
 

@@ -7,11 +7,11 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::activations::{Scaled, TILE, Terms, Token};
+use super::activations::{Activations, Scaled, Terms, Token};
 use super::amx::integers::{TileProducts, TileSums};
 use super::packed::{BLOCK, GROUP, STEPS, integer_bytes, nibble_step};
 use super::panel::{GROUPS, Panel, Row};
-use super::{Activations, Slab};
+use super::{Slab, TILE};
 use crate::Format;
 use crate::formats::ZERO_PARTS;
 
@@ -23,7 +23,7 @@ const TOKENS: usize = 8;
 const AHEAD: usize = 2048;
 
 /// Computes a slab; with tile registers if `tiles`, which are there then.
-pub(super) fn run(slab: &Slab<'_>, activations: &Activations, panel: &mut Panel, tiles: bool) {
+pub(super) fn run(slab: &Slab<'_>, activations: &Activations<'_>, panel: &mut Panel, tiles: bool) {
     let panel = (panel, tiles);
     // SAFETY: dispatch chose this tier, which Isa::detect() found.
     unsafe {
@@ -70,7 +70,7 @@ trait Scales {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 unsafe fn groups<I: Integers, S: Scales>(
     slab: &Slab<'_>,
-    activations: &Activations,
+    activations: &Activations<'_>,
     (panel, tiles): (&mut Panel, bool),
 ) {
     // SAFETY: features are those of this function; groups are the slab's own.
@@ -99,7 +99,7 @@ unsafe fn groups<I: Integers, S: Scales>(
 /// Products with many tokens: weights are unpacked once.
 struct Many<'a> {
     slab: &'a Slab<'a>,
-    activations: &'a Activations,
+    activations: &'a Activations<'a>,
     panel: &'a mut Panel,
     tokens: Range<usize>,
     tiles: Option<&'a TileProducts>,
@@ -356,7 +356,7 @@ unsafe fn row(at: *const Row) -> __m512 {
 /// Products with a few tokens: weights are unpacked in registers, as they come from memory.
 struct Few<'a> {
     slab: &'a Slab<'a>,
-    activations: &'a Activations,
+    activations: &'a Activations<'a>,
 }
 
 impl Few<'_> {

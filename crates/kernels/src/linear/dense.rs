@@ -2,59 +2,61 @@
 
 use std::ops::Range;
 
-use pomona_device::{Pool, split};
+use pomona_device::Pool;
 
-use super::activations::TILE;
 use super::packed::{GROUP, PAIR_BYTES};
-use super::{Shared, Slab};
+use super::{Inputs, Shared, Slab, spread};
 use crate::Format;
 use crate::isa::{Kernel, Tier};
 
-/// Tokens below which bringing them side by side is not worth a join.
-const JOIN_TOKENS: usize = 16;
+/// Tiles below which filling them is not worth a join.
+const JOIN_TILES: usize = 2;
 
-/// Activations of up to sixteen tokens side by side: what a column's products need lies together,
-/// however long a row is. Memory is kept from call to call.
+/// Memory for activations side by side, kept from call to call: `[tiles, cols, width]` for each
+/// job.
 #[derive(Default)]
-pub(crate) struct Tiles {
-    /// `[tiles, cols, width]`.
-    values: Vec<f32>,
+pub(crate) struct Memory(Vec<f32>);
+
+/// A job's activations, up to sixteen tokens side by side: what a column's products need lies
+/// together, however long a row is.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles<'a> {
+    values: &'a [f32],
     width: usize,
 }
 
-impl Tiles {
-    /// Brings `x: [tokens, cols]` side by side.
-    pub(super) fn fill(&mut self, pool: &Pool, x: &[f32], cols: usize) {
-        let tokens = x.len() / cols;
-        let width = tokens.min(TILE);
-        let tiles = tokens.div_ceil(width);
-        self.width = width;
-        self.values.resize(tiles * cols * width, 0.0);
-        let values = Shared(self.values.as_mut_ptr());
-        let fill = |tile: usize| {
-            // SAFETY: each worker has its own tiles, within the vector just sized.
-            let values = unsafe {
-                std::slice::from_raw_parts_mut(values.at(tile * cols * width), cols * width)
-            };
-            let rows = x[tile * width * cols..].chunks_exact(cols).take(width);
-            for (token, row) in rows.enumerate() {
-                for (value, place) in row.iter().zip(values[token..].iter_mut().step_by(width)) {
-                    *place = *value;
+impl Memory {
+    /// Brings the tokens of each job side by side.
+    pub(super) fn fill(&mut self, pool: &Pool, inputs: &Inputs<'_>) -> Vec<Tiles<'_>> {
+        let cols = inputs.cols;
+        self.0.resize(inputs.lanes * cols, 0.0);
+        let values = Shared(self.0.as_mut_ptr());
+        spread(pool, JOIN_TILES, inputs.jobs.iter().map(|input| input.tiles()), &|job, tiles| {
+            let input = &inputs.jobs[job];
+            let width = input.width();
+            for tile in tiles {
+                let first = (input.first_lane + tile * width) * cols;
+                // SAFETY: each worker has its own tiles, within the vector just sized.
+                let values =
+                    unsafe { std::slice::from_raw_parts_mut(values.at(first), cols * width) };
+                for token in tile * width..input.tokens.min((tile + 1) * width) {
+                    let places = values[token % width..].iter_mut().step_by(width);
+                    places.zip(inputs.row(job, token)).for_each(|(place, value)| *place = *value);
                 }
             }
+        });
+        let of = |job: &super::Input<'_>| Tiles {
+            values: &self.0[job.first_lane * cols..],
+            width: job.width(),
         };
-        if tokens < JOIN_TOKENS {
-            (0..tiles).for_each(fill);
-        } else {
-            pool.run(&|worker| split(tiles, 1, pool.threads(), worker).for_each(fill));
-        }
+        inputs.jobs.iter().map(of).collect()
     }
 }
 
 /// A worker's groups of rows.
 pub(super) struct Dense<'a> {
     pub(super) slab: &'a Slab<'a>,
-    pub(super) x: &'a Tiles,
+    pub(super) x: Tiles<'a>,
 }
 
 impl Kernel for Dense<'_> {

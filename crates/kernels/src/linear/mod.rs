@@ -13,6 +13,7 @@ pub(crate) mod amx;
 #[cfg_attr(not(target_arch = "x86_64"), path = "portable.rs")]
 mod avx512;
 mod dense;
+mod jobs;
 pub(crate) mod packed;
 mod panel;
 mod reference;
@@ -24,6 +25,8 @@ use std::sync::{Mutex, PoisonError};
 
 pub use activations::ActivationBits;
 use activations::Activations;
+use jobs::{Input, Inputs, TILE, spread};
+pub(crate) use jobs::{Job, Out, Part, Rows};
 use packed::GROUP;
 use panel::Panel;
 use pomona_device::Pool;
@@ -32,15 +35,16 @@ use crate::{Format, Isa, Write};
 
 /// Bytes of activations that stay in a core's cache while all groups of rows pass over them.
 const CACHED: usize = 512 << 10;
-/// Tokens up to which the bytes of weights, not the products, take the time.
-const FEW_TOKENS: usize = 8;
+/// Products that take as long as a byte of weights that comes from memory. With few tokens the bytes
+/// take the time, with many the products.
+const PRODUCTS_PER_BYTE: usize = 8;
 
-/// Reused memory: quantised activations, unpacked weights for each worker.
+/// Reused memory: activations in the forms that kernels take, unpacked weights for each worker.
 #[derive(Default)]
 pub(crate) struct Workspace {
-    activations: Activations,
-    tiles: dense::Tiles,
-    bf16_tiles: amx::Tiles,
+    activations: activations::Memory,
+    tiles: dense::Memory,
+    bf16_tiles: amx::Memory,
     panels: Vec<Mutex<Panel>>,
 }
 
@@ -49,19 +53,9 @@ pub(crate) struct Workspace {
 /// with tile registers has shown what they bring.
 const BF16_ON_TILES: bool = cfg!(test);
 
-/// One product of a join.
-pub(crate) struct Part<'a> {
-    pub(crate) format: Format,
-    /// Packed: `packed::matrix_bytes(format, rows, cols)` bytes.
-    pub(crate) weight: &'a [u8],
-    pub(crate) rows: usize,
-    pub(crate) bias: Option<&'a [f32]>,
-    /// `[tokens, rows]`.
-    pub(crate) out: &'a mut [f32],
-}
-
 /// A worker's view of a part: its groups of rows, and where results go.
 pub(crate) struct Slab<'a> {
+    job: usize,
     format: Format,
     weight: &'a [u8],
     groups: Range<usize>,
@@ -75,6 +69,11 @@ impl Slab<'_> {
     #[inline(always)]
     fn group_bytes(&self) -> usize {
         packed::group_bytes(self.format, self.cols)
+    }
+
+    /// What a group takes, in bytes that come from memory in that time.
+    fn group_cost(&self) -> usize {
+        self.group_bytes().max(GROUP * self.cols * self.tokens / PRODUCTS_PER_BYTE)
     }
 
     /// The packed bytes of a group.
@@ -96,6 +95,8 @@ impl Slab<'_> {
 struct Sink<'a> {
     out: *mut f32,
     rows: usize,
+    /// Where tokens' results go.
+    places: Rows<'a>,
     bias: Option<&'a [f32]>,
     write: Write,
 }
@@ -120,7 +121,8 @@ impl Sink<'_> {
         }
         // SAFETY: in bounds by contract, and nobody else's.
         let out = unsafe {
-            std::slice::from_raw_parts_mut(self.out.add(token * self.rows + first), count)
+            let at = self.places.at(token) * self.rows + first;
+            std::slice::from_raw_parts_mut(self.out.add(at), count)
         };
         // A length that is known makes it one store.
         match <&mut [f32; GROUP]>::try_from(&mut *out) {
@@ -138,69 +140,68 @@ impl Sink<'_> {
     }
 }
 
-/// Computes all parts in one join. `x: [tokens, cols]`; shapes are the caller's responsibility.
+/// Computes all jobs in one join. `x: [any, cols]`; shapes are the caller's responsibility.
 pub(crate) fn linear(
     pool: &Pool,
     isa: Isa,
-    x: &[f32],
-    cols: usize,
-    parts: &mut [Part<'_>],
+    (x, cols): (&[f32], usize),
+    jobs: &[Job<'_>],
     (write, bits, workspace): (Write, ActivationBits, &mut Workspace),
 ) {
-    let Workspace { activations, tiles, bf16_tiles, panels } = workspace;
-    let tokens = x.len() / cols;
-    if tokens == 0 {
+    let jobs: Vec<&Job<'_>> = jobs.iter().filter(|job| job.tokens > 0).collect();
+    if jobs.is_empty() {
         return;
     }
-    if parts.iter().any(|p| !p.format.is_dense()) {
-        activations.quantise(pool, isa, (x, cols), bits);
+    let slabs = slabs(&jobs, cols, write);
+    let Workspace { activations, tiles, bf16_tiles, panels } = workspace;
+    let inputs = Inputs::new((x, cols), &jobs);
+    let (mut forms, any) = (Forms::default(), |path: fn(LinearPath) -> bool| {
+        slabs.iter().any(|slab| path(LinearPath::of(isa, slab.format)))
+    });
+    if any(LinearPath::is_integer) {
+        forms.integers = activations.quantise(pool, isa, &inputs, bits);
     }
-    if parts.iter().any(|p| p.format.is_dense() && !on_tiles(isa, p.format)) {
-        tiles.fill(pool, x, cols);
+    if any(|path| path == LinearPath::Dense) {
+        forms.tiles = tiles.fill(pool, &inputs);
     }
-    if parts.iter().any(|p| on_tiles(isa, p.format)) {
-        bf16_tiles.fill(pool, x, cols);
+    if any(|path| path == LinearPath::Bf16Tiles) {
+        forms.bf16_tiles = bf16_tiles.fill(pool, &inputs);
     }
     panels.resize_with(pool.threads().max(panels.len()), Mutex::default);
-    let (x, panels) = ((&*activations, &*tiles, &*bf16_tiles), &*panels);
-    let slabs: Vec<Slab<'_>> = parts
-        .iter_mut()
-        .map(|part| {
-            let groups = part.rows.div_ceil(GROUP);
-            let bytes = groups * packed::group_bytes(part.format, cols);
-            assert_eq!(part.weight.len(), bytes, "a matrix has all its bytes");
-            assert_eq!(part.out.len(), tokens * part.rows, "an output has room for all tokens");
-            let (out, rows, bias) = (part.out.as_mut_ptr(), part.rows, part.bias);
-            let sink = Sink { out, rows, bias, write };
-            let (format, weight) = (part.format, part.weight);
-            Slab { format, weight, groups: 0..groups, tokens, cols, sink }
-        })
-        .collect();
-    let cost = |slab: &Slab<'_>| match tokens {
-        ..=FEW_TOKENS => packed::group_bytes(slab.format, cols),
-        _ => 1,
-    };
-    let total: usize = slabs.iter().map(|slab| slab.groups.end * cost(slab)).sum();
+    let (forms, panels) = (&forms, &*panels);
+    let total: usize = slabs.iter().map(|slab| slab.groups.end * slab.group_cost()).sum();
     pool.run(&|worker| {
         let border = |worker: usize| total * worker / pool.threads();
         let (start, end) = (border(worker), border(worker + 1));
         let mut before = 0;
         let mut panel = panels[worker].lock().unwrap_or_else(PoisonError::into_inner);
         for slab in &slabs {
-            let (each, count) = (cost(slab), slab.groups.end);
+            let (each, count) = (slab.group_cost(), slab.groups.end);
             let group = |at: usize| at.saturating_sub(before).div_ceil(each).min(count);
             let groups = group(start)..group(end);
             before += count * each;
             if !groups.is_empty() {
-                run_slab(isa, &Slab { groups, ..*slab }, x, &mut panel);
+                run_slab(isa, &Slab { groups, ..*slab }, forms, &mut panel);
             }
         }
     });
 }
 
-/// Whether weights of a dense format meet bf16 activations on tile registers.
-fn on_tiles(isa: Isa, format: Format) -> bool {
-    LinearPath::of(isa, format) == LinearPath::Bf16Tiles
+/// All parts of all jobs, whole.
+fn slabs<'a>(jobs: &[&Job<'a>], cols: usize, write: Write) -> Vec<Slab<'a>> {
+    let slab = |(at, job): (usize, &&Job<'a>), part: &Part<'a>| {
+        let groups = part.rows.div_ceil(GROUP);
+        let bytes = groups * packed::group_bytes(part.format, cols);
+        assert_eq!(part.weight.len(), bytes, "a matrix has all its bytes");
+        let room = part.out.len / part.rows.max(1);
+        assert!(job.outputs.are_within(job.tokens, room), "an output has room for all tokens");
+        let (out, rows, bias) = (part.out.at, part.rows, part.bias);
+        let sink = Sink { out, rows, places: job.outputs, bias, write };
+        let (format, weight, tokens) = (part.format, part.weight, job.tokens);
+        Slab { job: at, format, weight, groups: 0..groups, tokens, cols, sink }
+    };
+    let numbered = jobs.iter().enumerate();
+    numbered.flat_map(|job| job.1.parts.iter().map(move |part| slab(job, part))).collect()
 }
 
 /// Which code multiplies weights.
@@ -247,18 +248,26 @@ impl LinearPath {
     }
 }
 
-/// Activations in the forms that kernels take, each filled where it is needed.
-type Forms<'a> = (&'a Activations, &'a dense::Tiles, &'a amx::Tiles);
+/// Activations of each job in the forms that kernels take; empty where no kernel takes one.
+#[derive(Default)]
+struct Forms<'a> {
+    integers: Vec<Activations<'a>>,
+    tiles: Vec<dense::Tiles<'a>>,
+    bf16_tiles: Vec<amx::Tiles<'a>>,
+}
 
-fn run_slab(isa: Isa, slab: &Slab<'_>, x: Forms<'_>, panel: &mut Panel) {
-    let (activations, tiles, bf16_tiles) = x;
+fn run_slab(isa: Isa, slab: &Slab<'_>, forms: &Forms<'_>, panel: &mut Panel) {
+    let (job, Forms { integers, tiles, bf16_tiles }) = (slab.job, forms);
     match LinearPath::of(isa, slab.format) {
         // SAFETY: dispatch chose this tier, which Isa::detect() found.
-        LinearPath::Bf16Tiles => unsafe { amx::bf16(slab, bf16_tiles) },
-        LinearPath::Dense => isa.run(dense::Dense { slab, x: tiles }),
-        LinearPath::Int8Tiles => avx512::run(slab, activations, panel, true),
-        LinearPath::Int8Vectors => avx512::run(slab, activations, panel, false),
-        LinearPath::Reference => isa.run(reference::Quantised { slab, activations, panel }),
+        LinearPath::Bf16Tiles => unsafe { amx::bf16(slab, bf16_tiles[job]) },
+        LinearPath::Dense => isa.run(dense::Dense { slab, x: tiles[job] }),
+        LinearPath::Int8Tiles => avx512::run(slab, &integers[job], panel, true),
+        LinearPath::Int8Vectors => avx512::run(slab, &integers[job], panel, false),
+        LinearPath::Reference => {
+            let activations = &integers[job];
+            isa.run(reference::Quantised { slab, activations, panel });
+        }
     }
 }
 

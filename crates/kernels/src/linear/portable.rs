@@ -1,10 +1,11 @@
 //! In place of AVX-512 where there is none: the reference.
 
+use super::activations::Activations;
 use super::panel::Panel;
-use super::{Activations, Slab, reference};
+use super::{Slab, reference};
 use crate::Isa;
 
 /// Computes a slab.
-pub(super) fn run(slab: &Slab<'_>, activations: &Activations, panel: &mut Panel, _: bool) {
+pub(super) fn run(slab: &Slab<'_>, activations: &Activations<'_>, panel: &mut Panel, _: bool) {
     Isa::Reference.run(reference::Quantised { slab, activations, panel });
 }

@@ -2,18 +2,23 @@
 
 use pomona_device::Pool;
 
-use super::Slab;
+use super::{Inputs, Slab};
 
 #[derive(Default)]
-pub(crate) struct Tiles;
+pub(crate) struct Memory;
 
-impl Tiles {
-    pub(super) fn fill(&mut self, _: &Pool, _: &[f32], _: usize) {}
+#[derive(Clone, Copy)]
+pub(super) struct Tiles<'a>(std::marker::PhantomData<&'a ()>);
+
+impl Memory {
+    pub(super) fn fill(&mut self, _: &Pool, _: &Inputs<'_>) -> Vec<Tiles<'_>> {
+        Vec::new()
+    }
 }
 
 /// # Safety
 /// Never called: no machine of this kind has the tier.
-pub(super) unsafe fn bf16(_: &Slab<'_>, _: &Tiles) {
+pub(super) unsafe fn bf16(_: &Slab<'_>, _: Tiles<'_>) {
     unreachable!("the tier is of another kind of machine");
 }
 

@@ -2,16 +2,16 @@
 
 use std::ops::Range;
 
-use super::activations::{Terms, Token};
+use super::Slab;
+use super::activations::{Activations, Terms, Token};
 use super::packed::{BLOCK, GROUP, STEPS};
 use super::panel::Panel;
-use super::{Activations, Slab};
 use crate::isa::{Kernel, Tier};
 
 /// A worker's groups of rows, one after the other.
 pub(super) struct Quantised<'a> {
     pub(super) slab: &'a Slab<'a>,
-    pub(super) activations: &'a Activations,
+    pub(super) activations: &'a Activations<'a>,
     pub(super) panel: &'a mut Panel,
 }
 

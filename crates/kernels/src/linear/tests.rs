@@ -2,7 +2,7 @@
 
 use pomona_device::Pool;
 
-use super::{ActivationBits, Part, Workspace, linear, packed};
+use super::{ActivationBits, Job, Out, Part, Rows, Workspace, linear, packed};
 use crate::formats::dequantize_row;
 use crate::{Format, Isa, Write};
 
@@ -86,6 +86,10 @@ fn same_bits(isa: Isa, format: Format) -> bool {
 
 const BITS: [ActivationBits; 2] = [ActivationBits::Eight, ActivationBits::Sixteen];
 
+fn one_job(tokens: usize, parts: Vec<Part<'_>>) -> Job<'_> {
+    Job { tokens, inputs: Rows::From(0), outputs: Rows::From(0), parts }
+}
+
 fn run(
     (isa, bits): (Isa, ActivationBits),
     threads: usize,
@@ -97,9 +101,9 @@ fn run(
     let rows = weight.len() / format.row_bytes(cols).unwrap();
     let weight = &pack_rows(format, weight, cols);
     let mut out = vec![0.0; x.len() / cols * rows];
-    let mut parts = [Part { format, weight, rows, bias: None, out: &mut out }];
+    let parts = vec![Part { format, weight, rows, bias: None, out: Out::new(&mut out) }];
     let how = (Write::Set, bits, &mut Workspace::default());
-    linear(&Pool::new(threads), isa, x, cols, &mut parts, how);
+    linear(&Pool::new(threads), isa, (x, cols), &[one_job(x.len() / cols, parts)], how);
     out
 }
 
@@ -219,20 +223,60 @@ fn several_parts_share_a_join_and_bias_and_addition_apply_once() {
         let (alone_a, alone_b) =
             (run(how, 1, Format::Q8_0, &a, &x, cols), run(how, 1, Format::F32, &b, &x, cols));
         let (mut out_a, mut out_b) = (vec![1.0; 40], vec![2.0; 60]);
-        let mut parts = [
-            Part { format: Format::Q8_0, weight: &packed_a, rows: 20, bias: None, out: &mut out_a },
-            Part {
-                format: Format::F32,
-                weight: &packed_b,
-                rows: 30,
-                bias: Some(&bias),
-                out: &mut out_b,
-            },
+        let part = |format, weight, rows, bias, out| {
+            let out = Out::new(out);
+            Part { format, weight, rows, bias, out }
+        };
+        let parts = vec![
+            part(Format::Q8_0, &packed_a[..], 20, None, &mut out_a[..]),
+            part(Format::F32, &packed_b[..], 30, Some(&bias[..]), &mut out_b[..]),
         ];
         let how = (Write::Add, ActivationBits::Sixteen, &mut Workspace::default());
-        linear(&Pool::new(3), isa, &x, cols, &mut parts, how);
+        linear(&Pool::new(3), isa, (&x, cols), &[one_job(2, parts)], how);
         assert!(out_a.iter().zip(&alone_a).all(|(o, v)| *o == 1.0 + v));
         let expected = alone_b.iter().enumerate().map(|(i, v)| 2.0 + (v + bias[i % 30]));
         assert!(out_b.iter().zip(expected).all(|(o, v)| *o == v));
+    }
+}
+
+#[test]
+fn tokens_of_several_jobs_get_what_they_get_alone() {
+    let mut dice = Dice(6);
+    let (rows, cols, tokens) = (40, 512, 50);
+    let all: Vec<u32> = (0..tokens as u32).map(|i| i * 7 % tokens as u32).collect();
+    // Jobs of all sizes, none among them; each takes rows as they are listed, and puts them back
+    // in reverse.
+    let cuts = [0, 1, 3, 3, 20, 50];
+    for format in [Format::F32, Format::BF16, Format::Q4_K, Format::Q6_K, Format::Int4G32] {
+        let x: Vec<f32> = (0..tokens * cols).map(|_| dice.real()).collect();
+        let weights: Vec<Vec<u8>> =
+            cuts[1..].iter().map(|_| random_weights(format, rows, cols, &mut dice)).collect();
+        let packed: Vec<Vec<u8>> =
+            weights.iter().map(|weight| pack_rows(format, weight, cols)).collect();
+        let back: Vec<u32> = all.iter().map(|row| tokens as u32 - 1 - row).collect();
+        for how in tiers().into_iter().flat_map(|isa| BITS.map(|bits| (isa, bits))) {
+            let mut out = vec![f32::NAN; tokens * rows];
+            let shared = Out::new(&mut out);
+            let mut jobs = Vec::new();
+            for (cut, weight) in cuts.windows(2).zip(&packed) {
+                let (inputs, outputs) = (&all[cut[0]..cut[1]], &back[cut[0]..cut[1]]);
+                // SAFETY: no row is listed twice.
+                let out = unsafe { shared.share() };
+                let parts = vec![Part { format, weight, rows, bias: None, out }];
+                let (inputs, outputs) = (Rows::Listed(inputs), Rows::Listed(outputs));
+                jobs.push(Job { tokens: cut[1] - cut[0], inputs, outputs, parts });
+            }
+            let (isa, bits) = how;
+            let workspace = (Write::Set, bits, &mut Workspace::default());
+            linear(&Pool::new(3), isa, (&x, cols), &jobs, workspace);
+            for (cut, weight) in cuts.windows(2).zip(&weights) {
+                for i in cut[0]..cut[1] {
+                    let x = &x[all[i] as usize * cols..][..cols];
+                    let alone = run(how, 1, format, weight, x, cols);
+                    let found = &out[back[i] as usize * rows..][..rows];
+                    assert_eq!(found, alone, "{format:?} {how:?} token {i}");
+                }
+            }
+        }
     }
 }
