@@ -114,6 +114,7 @@ mod tests {
             architecture: "test".into(),
             hidden: 64,
             ffn: 128,
+            experts: None,
             heads: 4,
             kv_heads: 2,
             head_dim: 16,

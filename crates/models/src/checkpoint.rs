@@ -41,6 +41,8 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// Its size in the file.
     pub bytes: u64,
+    /// Whether it belongs to experts, of which a token meets some only.
+    pub of_experts: bool,
 }
 
 /// How much a loaded model is made for.
@@ -111,9 +113,10 @@ impl Checkpoint {
         &self.infos
     }
 
-    /// A matrix of a format that operations take; `None` for vectors and everything else.
-    pub fn matrix(&self, name: &str) -> Option<WeightSource> {
-        self.tensors.source(name)
+    /// The matrices of a tensor whose format operations take: one, or several where it is of
+    /// experts; of vectors and everything else, none.
+    pub fn matrices(&self, name: &str) -> Vec<WeightSource> {
+        self.tensors.sources(name)
     }
 
     /// Bytes of all tensors.
@@ -127,13 +130,18 @@ impl Checkpoint {
         let roles = |layer| Role::ALL.map(|role| Name::Layer(layer, role));
         let first = [Name::Embedding, Name::Output];
         let vocabulary = first.into_iter().filter(|_| place.stage == 0);
-        let names = layers.flat_map(roles).chain(vocabulary);
+        let names = layers.clone().flat_map(roles).chain(vocabulary);
         let bytes = |name: Name| {
             let bytes = self.tensors.find(name).map_or(0, |(_, tensor)| tensor.bytes as u64);
             let rows = division.rows(self.spec(), place.tensor, name);
             bytes * rows.own.len() as u64 / u64::from(rows.all)
         };
-        names.map(bytes).sum()
+        let here = |tensor: &&TensorInfo| {
+            let layer = self.tensors.dialect.layer_of(&tensor.name);
+            tensor.of_experts && layer.is_some_and(|layer| layers.contains(&layer))
+        };
+        let experts: u64 = self.infos.iter().filter(here).map(|tensor| tensor.bytes).sum();
+        names.map(bytes).sum::<u64>() + experts
     }
 
     /// A text that differs where the weights do, had without reading them: what the file system

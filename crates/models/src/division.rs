@@ -91,6 +91,12 @@ impl Division {
         if tensor == 0 || stages == 0 {
             return Err(invalid!("a model is divided over one rank at least, not over none"));
         }
+        if tensor > 1 && spec.experts.is_some() {
+            return Err(invalid!(
+                "--tensor-parallel-size {tensor}: layers of experts are not divided over tensor \
+                 ranks: choose 1, or --pipeline-parallel-size"
+            ));
+        }
         // As many heads as there are is also far below the rows of any matrix.
         let most = spec.heads.min(spec.hidden).min(spec.ffn).min(spec.vocab);
         if tensor > most {
@@ -196,7 +202,9 @@ fn stages_of(spec: &ModelSpec, stages: u32) -> Vec<Range<u32>> {
     let [hidden, ffn, heads, kv_heads, head_dim, vocab] =
         [spec.hidden, spec.ffn, spec.heads, spec.kv_heads, spec.head_dim, spec.vocab]
             .map(u64::from);
-    let layer = 2 * (heads + kv_heads) * head_dim + 3 * ffn;
+    // Of experts, a layer costs the time of those that a token meets.
+    let met = spec.experts.map_or(1, |experts| u64::from(experts.per_token));
+    let layer = 2 * (heads + kv_heads) * head_dim + 3 * ffn * met;
     let output = vocab;
     debug_assert!(hidden > 0);
     let slowest = |first: u32| {
@@ -226,6 +234,7 @@ mod tests {
             architecture: "llama".into(),
             hidden: 576,
             ffn: 1536,
+            experts: None,
             heads: 9,
             kv_heads: 3,
             head_dim: 64,

@@ -67,4 +67,10 @@ pub trait Model: Send {
         outputs: std::ops::Range<usize>,
         logits: &View,
     ) -> Result<(), ModelError>;
+
+    /// For each layer of experts that is here, how many tokens each of them got so far, modulo
+    /// 2^32.
+    fn expert_loads(&self, _ops: &dyn Ops) -> Result<Vec<Vec<u32>>, ModelError> {
+        Ok(Vec::new())
+    }
 }

@@ -104,12 +104,14 @@ impl Bench {
     }
 }
 
+/// The checkpoint of that name, its tokens and its logits.
 fn golden(name: &str) -> (PathBuf, Vec<u32>, Vec<f32>) {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let tokens = serde_json::from_slice(&std::fs::read(folder.join("tokens.json")).unwrap());
     let expected = std::fs::read(folder.join("expected.f32")).unwrap();
     let expected = expected.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    (folder, tokens.unwrap(), expected)
+    let file = folder.join("model.gguf");
+    (if file.exists() { file } else { folder }, tokens.unwrap(), expected)
 }
 
 fn check(found: &[f32], expected: &[f32], bound: f32, what: &str) {
@@ -174,6 +176,52 @@ fn qwen2_agrees() {
 #[test]
 fn qwen3_agrees() {
     check_all("qwen3");
+}
+
+#[test]
+fn mixtral_agrees_in_both_kinds_of_files() {
+    check_all("mixtral");
+    check_all("mixtral-gguf");
+}
+
+#[test]
+fn qwen3_moe_agrees_with_experts_apart_joined_and_quantised() {
+    check_all("qwen3-moe");
+    check_all("qwen3-moe-joined");
+    check_within("qwen3-moe-gguf", INT4_BOUND);
+}
+
+#[test]
+fn loads_of_experts_add_up_to_the_tokens() {
+    for (name, experts, per_token) in [("mixtral", 5, 2), ("qwen3-moe-joined", 4, 2)] {
+        let (folder, tokens, _) = golden(name);
+        let mut bench = Bench::new(&folder, Arc::new(CpuOps::detect(1)));
+        bench.chunked(0, &tokens, 17);
+        let loads = bench.model.expert_loads(bench.ops.as_ref()).unwrap();
+        assert_eq!(loads.len(), 2);
+        for loads in loads {
+            assert_eq!(loads.len(), experts);
+            assert_eq!(loads.iter().sum::<u32>() as usize, tokens.len() * per_token, "{loads:?}");
+        }
+    }
+}
+
+#[test]
+fn experts_are_quantised_while_loading_and_routers_are_not() {
+    let (folder, tokens, expected) = golden("qwen3-moe-joined");
+    let mut checkpoint = Checkpoint::open(&folder).unwrap();
+    // Two routers, and matrices whose rows of 40 columns are not whole groups.
+    let others = checkpoint.quantise(Quantization::Int8);
+    assert_eq!(others.into_iter().collect::<Vec<_>>(), [("F32".to_owned(), 4)]);
+    let joined = checkpoint.tensors().iter().find(|t| t.name.ends_with("gate_up_proj")).unwrap();
+    assert_eq!((joined.format.as_str(), &joined.shape[..]), ("Int8G32", &[4, 80, 32][..]));
+    assert_eq!(checkpoint.matrices(&joined.name).len(), 4);
+    let mut bench = Bench::of(&checkpoint, Arc::new(CpuOps::detect(2)));
+    let whole = bench.chunked(0, &tokens, 64);
+    let size = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let far = whole.iter().zip(&expected).filter(|(a, b)| (*a - *b).abs() > 0.2 * size).count();
+    assert!(far * 20 < whole.len(), "{far} of {} logits are far off", whole.len());
+    assert!(bench.chunked(1, &tokens, 5) == whole, "chunks");
 }
 
 #[test]
@@ -242,8 +290,10 @@ fn same_on_a_guarded_arena(path: &std::path::Path, tokens: &[u32], arena_bytes: 
 
 #[test]
 fn a_forward_never_touches_memory_itself() {
-    let (folder, tokens, _) = golden("gemma3");
-    same_on_a_guarded_arena(&folder, &tokens, 1 << 28);
+    for name in ["gemma3", "qwen3-moe"] {
+        let (folder, tokens, _) = golden(name);
+        same_on_a_guarded_arena(&folder, &tokens, 1 << 28);
+    }
 }
 
 #[test]

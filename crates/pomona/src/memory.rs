@@ -259,6 +259,7 @@ mod tests {
             architecture: "llama".into(),
             hidden: 576,
             ffn: 1536,
+            experts: None,
             heads: 9,
             kv_heads: 3,
             head_dim: 64,

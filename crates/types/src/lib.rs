@@ -15,7 +15,7 @@ mod units;
 
 pub use collective::{Collective, GroupError, LostCause};
 pub use id::{RequestId, TenantId, TokenId};
-pub use model::{LayerGroup, LayerKind, ModelSpec};
+pub use model::{ExpertsSpec, LayerGroup, LayerKind, ModelSpec};
 pub use replica::{
     Finish, Load, Refusal, Replica, ReplicaInfo, TokenLogprobs, TokenOutput, TokenSink,
 };

@@ -15,15 +15,26 @@ pub enum LayerKind {
     },
 }
 
+/// Experts of a layer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ExpertsSpec {
+    /// How many there are.
+    pub count: u32,
+    /// How many each token meets; at most all.
+    pub per_token: u32,
+}
+
 /// A decoder-only transformer's sizes.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ModelSpec {
-    /// `llama`, `mistral`, `qwen2`, `qwen3`, `gemma3`.
+    /// `llama`, `mistral`, `mixtral`, `qwen2`, `qwen3`, `qwen3_moe`, `gemma3`.
     pub architecture: String,
     /// Width of the residual stream.
     pub hidden: u32,
-    /// Width of the feed-forward layer.
+    /// Width of the feed-forward layer, or of an expert.
     pub ffn: u32,
+    /// Experts in the feed-forward layers, if they consist of such.
+    pub experts: Option<ExpertsSpec>,
     /// Query heads.
     pub heads: u32,
     /// Key and value heads; divides `heads`.
@@ -97,6 +108,7 @@ mod tests {
             architecture: "test".into(),
             hidden: 64,
             ffn: 128,
+            experts: None,
             heads: 4,
             kv_heads: 2,
             head_dim: 16,

@@ -24,6 +24,7 @@ fn layers_of_one_kind_form_groups_of_equal_size() {
         architecture: "gemma3".into(),
         hidden: 640,
         ffn: 2048,
+        experts: None,
         heads: 4,
         kv_heads: 1,
         head_dim: 256,

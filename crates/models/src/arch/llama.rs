@@ -3,7 +3,7 @@
 //! The plain decoder: pre-norm, rotary embedding over the whole head, SiLU gate. Llama 3 scales
 //! its frequencies. GGUF files pair neighbouring elements, because their Q and K rows are permuted.
 
-use pomona_kernels::{Activation, RopeStyle};
+use pomona_kernels::{Activation, RopeStyle, RouteWeights};
 
 use super::{Blueprint, Settings};
 use crate::ModelError;
@@ -31,6 +31,7 @@ pub(super) fn plain(
         sandwich: false,
         qkv_bias: false,
         activation: Activation::Silu,
+        route_weights: RouteWeights::Chosen,
         rope_style,
         ropes: vec![settings.rope(spec.head_dim, "")?],
         rope_of: vec![0; spec.layers.len()],

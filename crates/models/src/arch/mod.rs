@@ -5,11 +5,13 @@
 mod gemma3;
 mod llama;
 mod mistral;
+mod mixtral;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod settings;
 
-use pomona_kernels::{Activation, RopeStyle};
+use pomona_kernels::{Activation, RopeStyle, RouteWeights};
 use pomona_types::ModelSpec;
 
 use crate::layers::Rope;
@@ -38,6 +40,8 @@ pub struct Blueprint {
     pub qkv_bias: bool,
     /// The gate's non-linearity.
     pub activation: Activation,
+    /// What the weights of a token's experts are parts of, where there are experts.
+    pub route_weights: RouteWeights,
     /// Which elements of a head are rotated together.
     pub rope_style: RopeStyle,
     /// Rotations in use.
@@ -51,10 +55,13 @@ pub(crate) fn from_gguf(gguf: &Gguf) -> Result<Blueprint, ModelError> {
     let architecture = gguf.metadata.get("general.architecture").and_then(|v| v.as_str());
     let settings = Settings::Gguf(gguf);
     match architecture {
+        // A Mixtral calls itself a llama with experts.
+        Some("llama") if settings.experts()?.is_some() => mixtral::blueprint(&settings),
         Some("llama") => llama::blueprint(&settings),
         Some("mistral" | "mistral3") => mistral::blueprint(&settings),
         Some("qwen2") => qwen2::blueprint(&settings),
         Some("qwen3") => qwen3::blueprint(&settings),
+        Some("qwen3moe") => qwen3_moe::blueprint(&settings),
         Some("gemma3") => gemma3::blueprint(&settings),
         Some(other) => Err(unknown(other)),
         None => Err(invalid!("the file does not say its general.architecture")),
@@ -71,8 +78,10 @@ pub(crate) fn from_hugging_face(config: &serde_json::Value) -> Result<Blueprint,
     match config.get("model_type").and_then(|v| v.as_str()) {
         Some("llama") => llama::blueprint(&settings),
         Some("mistral") => mistral::blueprint(&settings),
+        Some("mixtral") => mixtral::blueprint(&settings),
         Some("qwen2") => qwen2::blueprint(&settings),
         Some("qwen3") => qwen3::blueprint(&settings),
+        Some("qwen3_moe") => qwen3_moe::blueprint(&settings),
         Some("gemma3_text") => gemma3::blueprint(&settings),
         Some(other) => Err(unknown(other)),
         None => Err(invalid!("config.json does not say its model_type")),
@@ -81,7 +90,7 @@ pub(crate) fn from_hugging_face(config: &serde_json::Value) -> Result<Blueprint,
 
 fn unknown(architecture: &str) -> ModelError {
     invalid!(
-        "the architecture {architecture:?} is not supported; these are: llama, mistral, qwen2, \
-         qwen3, gemma3 (text)"
+        "the architecture {architecture:?} is not supported; these are: llama, mistral, mixtral, \
+         qwen2, qwen3, qwen3_moe, gemma3 (text)"
     )
 }

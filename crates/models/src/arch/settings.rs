@@ -1,6 +1,6 @@
 //! A checkpoint's settings, whichever file they come from, checked for sense.
 
-use pomona_types::{LayerKind, ModelSpec};
+use pomona_types::{ExpertsSpec, LayerKind, ModelSpec};
 use serde_json::Value as Json;
 
 use crate::layers::{Rope, Scaling};
@@ -12,6 +12,7 @@ const LAYERS_MAX: u64 = 2_000;
 const WIDTH_MAX: u64 = 1 << 20;
 const VOCAB_MAX: u64 = 1 << 24;
 const POSITIONS_MAX: u64 = 1 << 30;
+const EXPERTS_MAX: u64 = 10_000;
 
 /// GGUF metadata or `config.json`.
 pub(crate) enum Settings<'a> {
@@ -41,6 +42,14 @@ impl Settings<'_> {
             return Err(invalid!("the setting {key} is {value}: impossible"));
         }
         Ok(value as u32)
+    }
+
+    /// A truth value.
+    pub(crate) fn flag(&self, gguf: &str, hf: &str) -> Option<bool> {
+        match self {
+            Settings::Gguf(file) => file.arch_value(gguf)?.as_bool(),
+            Settings::HuggingFace(config) => config.get(hf)?.as_bool(),
+        }
     }
 
     pub(crate) fn text(&self, hf: &str) -> Option<&str> {
@@ -110,6 +119,7 @@ impl Settings<'_> {
             architecture: architecture.to_owned(),
             hidden,
             ffn,
+            experts: None,
             heads,
             kv_heads,
             head_dim,
@@ -117,6 +127,64 @@ impl Settings<'_> {
             max_position,
             layers: vec![LayerKind::Full; layers as usize],
         })
+    }
+
+    /// Experts of the feed-forward layers, if there are any.
+    pub(crate) fn experts(&self) -> Result<Option<ExpertsSpec>, ModelError> {
+        let (gguf, names) = ("expert_count", ["num_local_experts", "num_experts"]);
+        let name = names.into_iter().find(|name| self.number(gguf, name).is_some_and(|n| n > 0.0));
+        let Some(name) = name else { return Ok(None) };
+        if let Settings::Gguf(_) = self {
+            self.refuse_other_experts()?;
+        }
+        let count = self.size(gguf, name, EXPERTS_MAX)?;
+        let per_token = self.size("expert_used_count", "num_experts_per_tok", EXPERTS_MAX)?;
+        if per_token > count {
+            return Err(invalid!("each token is to meet {per_token} of {count} experts"));
+        }
+        Ok(Some(ExpertsSpec { count, per_token }))
+    }
+
+    /// Refuses what other families do with experts.
+    fn refuse_other_experts(&self) -> Result<(), ModelError> {
+        // Each with the value that changes nothing beside absence and zero.
+        let keys = [
+            ("expert_shared_count", 0.0),
+            ("expert_group_count", 1.0),
+            ("expert_weights_scale", 1.0),
+            // ggml's number for a softmax.
+            ("expert_gating_func", 1.0),
+            ("leading_dense_block_count", 0.0),
+            ("interleave_moe_layer_step", 1.0),
+        ];
+        for (key, neutral) in keys {
+            match self.number(key, "-") {
+                Some(value) if value != 0.0 && value != neutral => {
+                    return Err(invalid!("{key} = {value} is not supported"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The width of experts where it is not that of a dense layer.
+    pub(crate) fn expert_ffn(&self) -> Result<u32, ModelError> {
+        self.size("expert_feed_forward_length", "moe_intermediate_size", WIDTH_MAX)
+    }
+
+    /// Refuses models some of whose layers have experts, and some none.
+    pub(crate) fn refuse_dense_layers(&self) -> Result<(), ModelError> {
+        let Settings::HuggingFace(config) = self else { return Ok(()) };
+        let listed = config.get("mlp_only_layers").and_then(Json::as_array);
+        let every = self.number("-", "decoder_sparse_step").unwrap_or(1.0);
+        if listed.is_some_and(|layers| !layers.is_empty()) || every != 1.0 {
+            return Err(invalid!(
+                "config.json: dense layers among those with experts (mlp_only_layers, \
+                 decoder_sparse_step) are not supported"
+            ));
+        }
+        Ok(())
     }
 
     fn vocab(&self) -> Result<u32, ModelError> {

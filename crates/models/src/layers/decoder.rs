@@ -8,10 +8,11 @@ use std::ops::Range;
 
 use pomona_device::{DType, DeviceError, View};
 use pomona_kernels::{
-    Attention, Batch, Embedding, HeadGroups, LinearPart, Matrix, OpError, Ops, Write,
+    Attention, Batch, Embedding, HeadGroups, LinearPart, Matrix, OpError, Ops, WeightSource, Write,
 };
 use pomona_types::{LayerKind, ModelSpec};
 
+use super::moe::{self, Moe};
 use super::ranks::{Columns, Ranks};
 use crate::division::Rows;
 use crate::weights::{Name, Role, Tensors};
@@ -26,10 +27,13 @@ struct Layer {
     attention_out: Linear,
     post_attention_norm: Option<View>,
     ffn_norm: View,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    feed_forward: FeedForward,
     post_ffn_norm: Option<View>,
+}
+
+enum FeedForward {
+    Dense { gate: Linear, up: Linear, down: Linear },
+    Experts(Moe),
 }
 
 struct Linear {
@@ -68,8 +72,11 @@ struct Scratch {
     k: View,
     v: View,
     attended: Columns,
+    /// A row for each pair of a token and an expert, or for each token where there are none.
     gate: Columns,
     up: View,
+    /// Such rows of a token.
+    pairs: usize,
     /// `[max_tokens, rotated / 2, 2]` for each rotation.
     tables: Vec<View>,
     /// Final hidden states of the rows whose logits are wanted.
@@ -104,12 +111,14 @@ struct Vocabulary {
 pub const LOGIT_ROWS_MAX: usize = 32;
 
 /// Reads a rank's weights and puts them on the device.
-struct Loader<'a> {
-    tensors: &'a Tensors,
-    ops: &'a dyn Ops,
+pub(super) struct Loader<'a> {
+    pub(super) tensors: &'a Tensors,
+    pub(super) ops: &'a dyn Ops,
     spec: &'a ModelSpec,
     ranks: &'a Ranks,
     norm_offset: f32,
+    /// Where there are experts.
+    moe_scratch: Option<moe::Scratch>,
     done: u64,
     progress: &'a mut dyn FnMut(u64),
 }
@@ -119,9 +128,14 @@ impl Loader<'_> {
     fn matrix(&mut self, name: Name, cols: u32) -> Result<Matrix, ModelError> {
         let rows = self.rows(name);
         let source = self.tensors.matrix(name, rows.all as usize, cols as usize)?;
-        let matrix = self.ops.matrix(&source.part(rows.range()))?;
-        let bytes = self.tensors.find(name).map_or(0, |(_, t)| t.bytes as u64);
-        self.done += bytes * rows.range().len() as u64 / u64::from(rows.all);
+        self.place(&source.part(rows.range()))
+    }
+
+    /// Puts a matrix on the device.
+    pub(super) fn place(&mut self, source: &WeightSource) -> Result<Matrix, ModelError> {
+        let matrix = self.ops.matrix(source)?;
+        let row_bytes = source.format.row_bytes(source.cols).unwrap_or_default();
+        self.done += (row_bytes * source.rows) as u64;
         (self.progress)(self.done);
         Ok(matrix)
     }
@@ -208,10 +222,9 @@ impl Loader<'_> {
     }
 
     fn layer(&mut self, l: u32, blueprint: &Blueprint) -> Result<Layer, ModelError> {
-        let (hidden, ffn, head_dim) = (self.spec.hidden, self.spec.ffn, self.spec.head_dim);
+        let (hidden, head_dim) = (self.spec.hidden, self.spec.head_dim);
         let attended = self.spec.heads * head_dim;
         self.one_order(l, &[Role::Query, Role::Key, Role::Value])?;
-        self.one_order(l, &[Role::Gate, Role::Up])?;
         let layer = Layer {
             attention_norm: self.norm(Name::Layer(l, Role::AttentionNorm), hidden)?,
             query: self.linear((l, Role::Query), hidden)?,
@@ -230,9 +243,7 @@ impl Loader<'_> {
                 true => Some(self.norm(Name::Layer(l, Role::PostAttentionNorm), hidden)?),
             },
             ffn_norm: self.norm(Name::Layer(l, Role::FfnNorm), hidden)?,
-            gate: self.linear((l, Role::Gate), hidden)?,
-            up: self.linear((l, Role::Up), hidden)?,
-            down: self.linear((l, Role::Down), ffn)?,
+            feed_forward: self.feed_forward(l, blueprint)?,
             post_ffn_norm: match blueprint.sandwich {
                 false => None,
                 true => Some(self.norm(Name::Layer(l, Role::PostFfnNorm), hidden)?),
@@ -243,6 +254,19 @@ impl Loader<'_> {
             return Err(invalid!("layer {l} lacks a bias on q, k or v: it is incomplete"));
         }
         Ok(layer)
+    }
+
+    fn feed_forward(&mut self, l: u32, blueprint: &Blueprint) -> Result<FeedForward, ModelError> {
+        if let Some(scratch) = self.moe_scratch.clone() {
+            let here = 0..scratch.experts.count;
+            return Moe::load(self, l, (blueprint, scratch), here).map(FeedForward::Experts);
+        }
+        self.one_order(l, &[Role::Gate, Role::Up])?;
+        Ok(FeedForward::Dense {
+            gate: self.linear((l, Role::Gate), self.spec.hidden)?,
+            up: self.linear((l, Role::Up), self.spec.hidden)?,
+            down: self.linear((l, Role::Down), self.spec.ffn)?,
+        })
     }
 }
 
@@ -259,8 +283,13 @@ impl Decoder {
     ) -> Result<Decoder, ModelError> {
         let (spec, ranks) = (&blueprint.spec, &own);
         let norm_offset = blueprint.norm_offset;
+        let moe_scratch = spec.experts.map(|experts| {
+            moe::Scratch::new(ops.device().as_ref(), spec, experts, options.max_tokens)
+        });
+        let moe_scratch = moe_scratch.transpose().map_err(OpError::from)?;
         let done = 0;
-        let mut loader = Loader { tensors, ops, spec, ranks, norm_offset, done, progress };
+        let mut loader =
+            Loader { tensors, ops, spec, ranks, norm_offset, moe_scratch, done, progress };
         let vocabulary = match ranks.is_first() {
             true => Some(loader.vocabulary()?),
             false => None,
@@ -334,11 +363,16 @@ impl Decoder {
     fn feed_forward(&self, ops: &dyn Ops, tokens: usize, layer: &Layer) -> Result<(), OpError> {
         let (b, s) = (&self.blueprint, self.scratch.rows(tokens));
         ops.rms_norm(&s.x.all, &layer.ffn_norm, b.eps, Write::Set, &s.h.all)?;
-        let parts = [(&layer.gate, &s.gate.own), (&layer.up, &s.up)];
-        products(ops, &s.h.all, parts, Write::Set)?;
-        ops.glu(&s.gate.own, &s.up, b.activation, &s.gate.own)?;
-        self.ranks.gather(ops, &s.gate)?;
-        self.add(ops, &s, (&s.gate, &layer.down), &layer.post_ffn_norm)
+        match &layer.feed_forward {
+            FeedForward::Experts(moe) => moe.forward(ops, &s.h.all, [&s.gate.all, &s.up], &s.x.all),
+            FeedForward::Dense { gate, up, down } => {
+                let parts = [(gate, &s.gate.own), (up, &s.up)];
+                products(ops, &s.h.all, parts, Write::Set)?;
+                ops.glu(&s.gate.own, &s.up, b.activation, &s.gate.own)?;
+                self.ranks.gather(ops, &s.gate)?;
+                self.add(ops, &s, (&s.gate, down), &layer.post_ffn_norm)
+            }
+        }
     }
 
     /// Adds a product to the residual stream, normed first if the layer has a norm for it.
@@ -449,6 +483,14 @@ impl Model for Decoder {
         let widths = &self.ranks.division.vocab;
         Ok(self.ranks.gather_columns(ops, widths, &own, logits)?)
     }
+
+    fn expert_loads(&self, ops: &dyn Ops) -> Result<Vec<Vec<u32>>, ModelError> {
+        let loads = self.layers.iter().filter_map(|layer| match &layer.feed_forward {
+            FeedForward::Experts(moe) => Some(moe.loads(ops).map_err(ModelError::from)),
+            FeedForward::Dense { .. } => None,
+        });
+        loads.collect()
+    }
 }
 
 impl Scratch {
@@ -463,19 +505,21 @@ impl Scratch {
         let view =
             |rows: usize, width: u32| ops.device().alloc_view(DType::F32, &[rows, width as usize]);
         let tokens = options.max_tokens;
-        let columns = |widths: &[Range<u32>], unit: u32| {
-            Columns::new(ops.device().as_ref(), ranks, tokens, widths, unit)
+        let pairs = spec.experts.map_or(1, |experts| experts.per_token as usize);
+        let columns = |rows: usize, widths: &[Range<u32>], unit: u32| {
+            Columns::new(ops.device().as_ref(), ranks, rows, widths, unit)
         };
         let tables = blueprint.ropes.iter().map(|rope| view(tokens, rope.rotated));
         Ok(Scratch {
-            x: columns(&division.hidden, 1)?,
-            h: columns(&division.hidden, 1)?,
+            x: columns(tokens, &division.hidden, 1)?,
+            h: columns(tokens, &division.hidden, 1)?,
             q: view(tokens, part.heads * spec.head_dim)?,
             k: view(tokens, part.kv_heads * spec.head_dim)?,
             v: view(tokens, part.kv_heads * spec.head_dim)?,
-            attended: columns(&division.heads, spec.head_dim)?,
-            gate: columns(&division.ffn, 1)?,
-            up: view(tokens, part.ffn)?,
+            attended: columns(tokens, &division.heads, spec.head_dim)?,
+            gate: columns(tokens * pairs, &division.ffn, 1)?,
+            up: view(tokens * pairs, part.ffn)?,
+            pairs,
             tables: tables.collect::<Result<_, _>>()?,
             outputs: view(options.max_outputs, spec.hidden)?,
         })
@@ -491,8 +535,9 @@ impl Scratch {
             k: first(&self.k),
             v: first(&self.v),
             attended: self.attended.rows(tokens),
-            gate: self.gate.rows(tokens),
-            up: first(&self.up),
+            gate: self.gate.rows(tokens * self.pairs),
+            up: self.up.rows(0, tokens * self.pairs),
+            pairs: self.pairs,
             tables: self.tables.iter().map(first).collect(),
             outputs: self.outputs.clone(),
         }

@@ -1,6 +1,7 @@
 //! What architectures share.
 
 mod decoder;
+mod moe;
 mod ranks;
 mod rope;
 

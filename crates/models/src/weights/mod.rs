@@ -74,10 +74,16 @@ impl Tensor {
         self.format.clone().map_or_else(|word| word, |format| format!("{format:?}"))
     }
 
-    /// The same in another format, if it is a matrix of numbers and the format has its width.
+    /// Rows and columns, were all matrices one below the other.
+    fn rows_and_cols(&self) -> Option<[usize; 2]> {
+        let (cols, outer) = self.shape.split_last().filter(|(_, outer)| !outer.is_empty())?;
+        Some([outer.iter().product(), *cols])
+    }
+
+    /// The same in another format, if it is a matrix of numbers, or several, and the format has
+    /// its width.
     fn quantised(&self, to: Quantization, vocabulary: bool) -> Option<Tensor> {
-        let ([rows, cols], Ok(from)) = (&self.shape[..], &self.format) else { return None };
-        let (rows, cols, from) = (*rows, *cols, *from);
+        let ([rows, cols], from) = (self.rows_and_cols()?, *self.format.as_ref().ok()?);
         let to = to.format(cols, vocabulary).filter(|_| from.is_dense())?;
         let bytes = to.row_bytes(cols)?.checked_mul(rows)?;
         let content = QuantisedRows { source: self.content.clone(), from, to, cols };
@@ -99,17 +105,23 @@ impl Tensors {
             format: tensor.word(),
             shape: tensor.shape.clone(),
             bytes: tensor.bytes as u64,
+            of_experts: self.dialect.is_of_experts(name),
         };
         self.by_name.iter().map(info).collect()
     }
 
-    /// Has every matrix of plain numbers quantised when it is read. Says what stays as it is: the
-    /// formats of matrices that do, and how many.
+    /// Has every matrix of plain numbers quantised when it is read, but for routers: they are small,
+    /// and who is chosen hangs on them. Says what stays as it is: the formats of matrices that do,
+    /// and how many.
     pub(crate) fn quantise(&mut self, to: Quantization) -> BTreeMap<String, usize> {
         let mut others = BTreeMap::new();
         let vocabulary = [Name::Embedding, Name::Output].map(|name| self.dialect.text(name));
-        for (name, tensor) in self.by_name.iter_mut().filter(|(_, t)| t.shape.len() == 2) {
-            match tensor.quantised(to, vocabulary.contains(name)) {
+        for (name, tensor) in self.by_name.iter_mut().filter(|(_, t)| t.shape.len() >= 2) {
+            let quantised = match self.dialect.is_router(name) {
+                true => None,
+                false => tensor.quantised(to, vocabulary.contains(name)),
+            };
+            match quantised {
                 Some(quantised) => *tensor = quantised,
                 None => *others.entry(tensor.word()).or_default() += 1,
             }
@@ -119,8 +131,9 @@ impl Tensors {
 
     /// The tensor that plays a role, with its name in the file.
     pub(crate) fn find(&self, name: Name) -> Option<(String, &Tensor)> {
-        let text = self.dialect.text(name);
-        self.by_name.get(&text).map(|tensor| (text, tensor))
+        let texts = [Some(self.dialect.text(name)), self.dialect.other_text(name)];
+        let found = |text: String| self.by_name.get(&text).map(|tensor| (text, tensor));
+        texts.into_iter().flatten().find_map(found)
     }
 
     /// For each column of a matrix, which of the inputs it belongs to, unless they have one order.
@@ -142,26 +155,44 @@ impl Tensors {
         cols: usize,
     ) -> Result<WeightSource, ModelError> {
         let (text, tensor) = self.need(name)?;
-        let format = format(&text, tensor)?;
-        if tensor.shape != [rows, cols] {
-            return Err(invalid!("tensor {text} is {:?}, not {:?}", tensor.shape, [rows, cols]));
-        }
-        if format.row_bytes(cols).is_none() {
-            return Err(invalid!("tensor {text}: rows of {cols} are not whole {format:?} blocks"));
-        }
-        let content = tensor.content.clone();
-        Ok(WeightSource { name: text, format, rows, cols, content })
+        source(&text, tensor, &[rows, cols])
     }
 
-    /// A matrix by its name in the file, if it is one that a backend takes.
-    pub(crate) fn source(&self, name: &str) -> Option<WeightSource> {
-        let Tensor { format: Ok(format), shape, content, .. } = self.by_name.get(name)? else {
-            return None;
-        };
-        let [rows, cols] = shape[..].try_into().ok()?;
-        let (format, content) = (*format, content.clone());
-        format.row_bytes(cols)?;
-        Some(WeightSource { name: name.to_owned(), format, rows, cols, content })
+    /// A matrix `[rows, cols]` of one of `count` experts, whether it is a tensor or part of one.
+    pub(crate) fn expert(
+        &self,
+        at: (u32, Role, u32),
+        count: usize,
+        [rows, cols]: [usize; 2],
+    ) -> Result<WeightSource, ModelError> {
+        let places = self.dialect.expert(at);
+        let found = places
+            .iter()
+            .find_map(|(name, part)| self.by_name.get(name).map(|tensor| (name, part, tensor)));
+        let (name, part, tensor) = found.ok_or_else(|| {
+            invalid!("the checkpoint has no tensor {}: it is incomplete", places[0].0)
+        })?;
+        if tensor.order.is_some() {
+            return Err(invalid!(
+                "tensor {name} has columns in another order, which is not supported in experts: \
+                 choose a checkpoint without desc_act"
+            ));
+        }
+        let Some([part, parts]) = *part else { return source(name, tensor, &[rows, cols]) };
+        let all = source(name, tensor, &[count, parts * rows, cols])?;
+        let first = (at.2 as usize * parts + part) * rows;
+        Ok(all.part(first..first + rows))
+    }
+
+    /// The matrices of a tensor by its name in the file, if a backend takes such: of experts, there
+    /// may be several.
+    pub(crate) fn sources(&self, name: &str) -> Vec<WeightSource> {
+        let whole = self.by_name.get(name).and_then(|t| source(name, t, &t.shape).ok());
+        let Some(whole) = whole else { return Vec::new() };
+        let shape = &self.by_name[name].shape;
+        let count: usize = shape[..shape.len() - 2].iter().product();
+        let rows = whole.rows / count;
+        (0..count).map(|i| whole.part(i * rows..(i + 1) * rows)).collect()
     }
 
     /// A vector of `len` numbers in f32, if the tensor is there.
@@ -178,6 +209,21 @@ impl Tensors {
         dequantize_row(format, bytes, &mut values);
         Ok(Some(values))
     }
+}
+
+/// A tensor of this shape for a backend to take, its matrices one below the other.
+fn source(name: &str, tensor: &Tensor, shape: &[usize]) -> Result<WeightSource, ModelError> {
+    let format = format(name, tensor)?;
+    if tensor.shape != shape {
+        return Err(invalid!("tensor {name} is {:?}, not {shape:?}", tensor.shape));
+    }
+    let [rows, cols] =
+        tensor.rows_and_cols().ok_or_else(|| invalid!("tensor {name} is a vector"))?;
+    if format.row_bytes(cols).is_none() {
+        return Err(invalid!("tensor {name}: rows of {cols} are not whole {format:?} blocks"));
+    }
+    let (name, content) = (name.to_owned(), tensor.content.clone());
+    Ok(WeightSource { name, format, rows, cols, content })
 }
 
 fn format(name: &str, tensor: &Tensor) -> Result<Format, ModelError> {

@@ -24,6 +24,8 @@ pub(crate) enum Role {
     KeyNorm,
     PostAttentionNorm,
     FfnNorm,
+    /// Who says which experts a token meets.
+    Router,
     Gate,
     Up,
     Down,
@@ -31,7 +33,7 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    pub(crate) const ALL: [Role; 13] = [
+    pub(crate) const ALL: [Role; 14] = [
         Role::AttentionNorm,
         Role::Query,
         Role::Key,
@@ -41,12 +43,18 @@ impl Role {
         Role::KeyNorm,
         Role::PostAttentionNorm,
         Role::FfnNorm,
+        Role::Router,
         Role::Gate,
         Role::Up,
         Role::Down,
         Role::PostFfnNorm,
     ];
 }
+
+/// Where a matrix of an expert may be: a tensor's name, and `None` where it is all of that tensor.
+/// Else the tensor has those of all experts, some matrices of one size for each: which of them it
+/// is, and of how many.
+pub(crate) type ExpertPlace = (String, Option<[usize; 2]>);
 
 /// Whose names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,6 +83,60 @@ impl Dialect {
         }
     }
 
+    /// Another name in use for the same, where there is one.
+    pub(crate) fn other_text(self, name: Name) -> Option<String> {
+        match (self, name) {
+            (Dialect::HuggingFace { .. }, Name::Layer(layer, Role::Router)) => {
+                Some(format!("model.layers.{layer}.block_sparse_moe.gate.weight"))
+            }
+            _ => None,
+        }
+    }
+
+    /// Where a matrix of an expert may be. Mixtral has words of its own; transformers 5 writes the
+    /// matrices of all experts as one, gate above up, where it is not asked for the names of before.
+    pub(crate) fn expert(self, (layer, role, expert): (u32, Role, u32)) -> Vec<ExpertPlace> {
+        let (plain, mixtral, joined, half) = match role {
+            Role::Gate => ("gate_proj", "w1", "gate_up", [0, 2]),
+            Role::Up => ("up_proj", "w3", "gate_up", [1, 2]),
+            _ => ("down_proj", "w2", "down", [0, 1]),
+        };
+        let (blk, at) = (format!("blk.{layer}"), format!("model.layers.{layer}"));
+        match self {
+            Dialect::Gguf => vec![
+                (format!("{blk}.{}_exps.weight", gguf(role)), Some([0, 1])),
+                (format!("{blk}.ffn_{joined}_exps.weight"), Some(half)),
+            ],
+            Dialect::HuggingFace { .. } => vec![
+                (format!("{at}.mlp.experts.{expert}.{plain}.weight"), None),
+                (format!("{at}.block_sparse_moe.experts.{expert}.{mixtral}.weight"), None),
+                (format!("{at}.mlp.experts.{joined}_proj"), Some(half)),
+            ],
+        }
+    }
+
+    /// The layer that a tensor belongs to, if it belongs to one.
+    pub(crate) fn layer_of(self, name: &str) -> Option<u32> {
+        let prefix = if self == Dialect::Gguf { "blk." } else { "model.layers." };
+        name.strip_prefix(prefix)?.split('.').next()?.parse().ok()
+    }
+
+    /// Whether a tensor is part of experts, of which a token meets some only.
+    pub(crate) fn is_of_experts(self, name: &str) -> bool {
+        match self {
+            Dialect::Gguf => name.ends_with("_exps.weight"),
+            Dialect::HuggingFace { .. } => name.contains(".experts."),
+        }
+    }
+
+    /// Whether a tensor is a router.
+    pub(crate) fn is_router(self, name: &str) -> bool {
+        match self {
+            Dialect::Gguf => name.ends_with(".ffn_gate_inp.weight"),
+            Dialect::HuggingFace { .. } => name.ends_with(".gate.weight"),
+        }
+    }
+
     fn layer(self, layer: u32, role: Role, what: &str) -> String {
         match self {
             Dialect::Gguf => format!("blk.{layer}.{}.{what}", gguf(role)),
@@ -96,6 +158,7 @@ fn gguf(role: Role) -> &'static str {
         Role::KeyNorm => "attn_k_norm",
         Role::PostAttentionNorm => "post_attention_norm",
         Role::FfnNorm => "ffn_norm",
+        Role::Router => "ffn_gate_inp",
         Role::Gate => "ffn_gate",
         Role::Up => "ffn_up",
         Role::Down => "ffn_down",
@@ -115,6 +178,7 @@ fn hugging_face(role: Role, sandwich: bool) -> &'static str {
         Role::PostAttentionNorm => "post_attention_layernorm",
         Role::FfnNorm if sandwich => "pre_feedforward_layernorm",
         Role::FfnNorm => "post_attention_layernorm",
+        Role::Router => "mlp.gate",
         Role::Gate => "mlp.gate_proj",
         Role::Up => "mlp.up_proj",
         Role::Down => "mlp.down_proj",

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use pomona_device::{DType, View};
-use pomona_kernels::{CpuOps, Format, LinearPart, LinearPath, Matrix, Ops, Write};
+use pomona_kernels::{CpuOps, Format, LinearPart, LinearPath, Matrix, Ops, WeightSource, Write};
 use pomona_models::Checkpoint;
 use serde::Serialize;
 
@@ -67,8 +67,9 @@ pub fn measure(
 ) -> Result<(Machine, Vec<Kernel>)> {
     let before = machine();
     let mut found = Vec::new();
-    for ((format, rows, cols), names) in kinds(checkpoint) {
-        let matrices = matrices(checkpoint, ops, &names)?;
+    for ((format, rows, cols), sources) in kinds(checkpoint) {
+        let matrices = matrices(ops, &sources)?;
+        let names: Vec<String> = sources.into_iter().map(|source| source.name).collect();
         let mut speeds = Vec::new();
         for tokens in TOKENS {
             speeds.push((tokens, time(ops, &matrices, tokens, rounds)?));
@@ -106,25 +107,23 @@ pub fn measure(
 
 type Kind = (Format, usize, usize);
 
-/// The names of matrices of each kind.
-fn kinds(checkpoint: &Checkpoint) -> BTreeMap<Kind, Vec<String>> {
-    let mut kinds: BTreeMap<Kind, Vec<String>> = BTreeMap::new();
-    for tensor in checkpoint.tensors() {
-        if let Some(source) = checkpoint.matrix(&tensor.name) {
-            kinds.entry((source.format, source.rows, source.cols)).or_default().push(source.name);
-        }
+/// The matrices of each kind.
+fn kinds(checkpoint: &Checkpoint) -> BTreeMap<Kind, Vec<WeightSource>> {
+    let mut kinds: BTreeMap<Kind, Vec<WeightSource>> = BTreeMap::new();
+    for source in checkpoint.tensors().iter().flat_map(|t| checkpoint.matrices(&t.name)) {
+        kinds.entry((source.format, source.rows, source.cols)).or_default().push(source);
     }
     kinds
 }
 
-/// The matrices, as often as it takes to fill [`TURN_BYTES`].
-fn matrices(checkpoint: &Checkpoint, ops: &CpuOps, names: &[String]) -> Result<Vec<Matrix>> {
+/// The matrices on their device, as often as it takes to fill [`TURN_BYTES`].
+fn matrices(ops: &CpuOps, sources: &[WeightSource]) -> Result<Vec<Matrix>> {
     let mut matrices = Vec::new();
     let mut bytes = 0;
-    for name in names.iter().cycle() {
-        let source = checkpoint.matrix(name).context("a matrix went away")?;
+    for source in sources.iter().cycle() {
         bytes += source.format.row_bytes(source.cols).unwrap_or_default() * source.rows;
-        matrices.push(ops.matrix(&source).with_context(|| format!("cannot load {name}"))?);
+        let matrix = ops.matrix(source);
+        matrices.push(matrix.with_context(|| format!("cannot load {}", source.name))?);
         if bytes >= TURN_BYTES {
             break;
         }
@@ -168,7 +167,11 @@ pub fn patterns(names: &[String]) -> Vec<String> {
         true => "*".to_owned(),
         false => part.to_owned(),
     };
-    let pattern = |name: &String| name.split('.').map(star).collect::<Vec<_>>().join(".");
+    let pattern = |name: &String| {
+        // Part of a tensor: its rows stand behind the name.
+        let name = name.split(' ').next().unwrap_or_default();
+        name.split('.').map(star).collect::<Vec<_>>().join(".")
+    };
     let mut patterns: Vec<String> = names.iter().map(pattern).collect();
     patterns.sort_unstable();
     patterns.dedup();
@@ -181,7 +184,7 @@ mod tests {
 
     #[test]
     fn layers_share_a_pattern() {
-        let names = ["blk.0.ffn_up.weight", "blk.11.ffn_up.weight", "output.weight"];
+        let names = ["blk.0.ffn_up.weight", "blk.11.ffn_up.weight 0..64", "output.weight"];
         let patterns = patterns(&names.map(str::to_owned));
         assert_eq!(patterns, ["blk.*.ffn_up.weight", "output.weight"]);
     }

@@ -147,7 +147,7 @@ fn look(args: &InspectArgs) -> Result<Findings> {
             format: tensor.format.clone(),
             shape: tensor.shape.clone(),
             bytes: tensor.bytes,
-            path: match checkpoint.matrix(&tensor.name) {
+            path: match checkpoint.matrices(&tensor.name).first() {
                 Some(matrix) => LinearPath::of(isa, matrix.format).words(),
                 None if tensor.shape.len() < 2 => VECTOR,
                 None => "not supported",
