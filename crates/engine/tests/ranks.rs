@@ -125,7 +125,14 @@ fn divided(name: &str, parallel: Parallel) -> Vec<Answer> {
 
 #[test]
 fn tokens_do_not_depend_on_the_number_of_ranks() {
-    for (name, most) in [("llama", 4), ("qwen3", 4), ("gemma3", 4), ("gptq-desc-act", 2)] {
+    for (name, most) in [
+        ("llama", 4),
+        ("qwen3", 4),
+        ("gemma3", 4),
+        ("gptq-desc-act", 2),
+        ("mixtral", 4),
+        ("qwen3-moe", 4),
+    ] {
         let spec = checkpoint(name).spec().clone();
         let alone = divided(name, Parallel::default());
         assert!(alone.iter().all(|answer| !answer.is_empty()));

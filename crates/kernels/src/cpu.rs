@@ -10,14 +10,14 @@ use pomona_device::{
 use pomona_types::Collective;
 
 use crate::attention::{self, BLOCK, Cache, CacheMut, Problem, Workspace};
-use crate::experts::{Combine, Means, Pairs, Route, Weight};
+use crate::experts::{self, Combine, Exchange, Means, Route, Weight};
 use crate::linear::packed::{self, GROUP};
 use crate::linear::{self, Job, Out, Part, Rows, linear};
 use crate::packing::{self, PackedStore};
 use crate::rows::{Glu, RmsNorm, Rope};
 use crate::{
     Activation, ActivationBits, Attention, Embedding, Experts, Isa, KvLayer, LinearPart, Matrix,
-    OpError, Ops, RopeStyle, RouteWeights, Routes, WeightSource, Write,
+    OpError, Ops, Pairs, Placement, RopeStyle, RouteWeights, Routes, WeightSource, Write,
 };
 
 /// Elements from which an operation on rows is worth a join.
@@ -39,7 +39,9 @@ pub struct CpuOps {
 struct Scratch {
     linear: linear::Workspace,
     attention: Workspace,
-    pairs: Pairs,
+    pairs: experts::Pairs,
+    /// Results on their way to other ranks, and from them.
+    exchanged: [Vec<f32>; 2],
 }
 
 /// What a [`Matrix`] is on the CPU: its packed bytes.
@@ -640,7 +642,7 @@ impl Ops for CpuOps {
                 access.write::<f32>(up)?,
             )
         };
-        pairs.sort(ids, k, experts.first..experts.first + experts.here.len());
+        pairs.sort(ids, k, experts.here.len());
         let weight = |matrix: &Matrix| -> Result<Weight<'_>, OpError> {
             // SAFETY: as above.
             let bytes = unsafe { access.read::<u8>(&stored(matrix)?)? };
@@ -683,6 +685,76 @@ impl Ops for CpuOps {
         });
         Ok(())
     }
+
+    fn own_experts(
+        &self,
+        ids: &View,
+        placement: &Placement,
+        rank: usize,
+        own: &View,
+    ) -> Result<(), OpError> {
+        let (_, k) = rows_of(ids);
+        ensure(own.shape() == ids.shape(), "own_experts", || {
+            format!("{:?} for {:?}", own.shape(), ids.shape())
+        })?;
+        apart("own_experts", own, &[ids])?;
+        let access = self.memory.enter();
+        // SAFETY: the output does not overlap the input.
+        let (ids, own) = unsafe { (access.read::<u32>(ids)?, access.write::<u32>(own)?) };
+        known_experts("own_experts", ids, placement)?;
+        placement.own(ids, k, rank, own);
+        Ok(())
+    }
+
+    fn exchange_experts(
+        &self,
+        group: &dyn Collective,
+        pairs: &Pairs<'_>,
+        results: &View,
+        own: &View,
+    ) -> Result<(), OpError> {
+        let Pairs { ids, placement, columns } = *pairs;
+        let ((_, k), (_, width), rank) = (rows_of(ids), rows_of(results), group.rank());
+        let count = ids.elements();
+        let fits = results.elements() == count * width
+            && columns.len() == group.ranks()
+            && columns.iter().all(|columns| !columns.is_empty() && columns.end <= width)
+            && own.elements() == count * columns[rank].len();
+        ensure(fits, "exchange_experts", || {
+            let (results, own) = (results.shape(), own.shape());
+            format!("{results:?} of {:?} into {own:?}, columns {columns:?}", ids.shape())
+        })?;
+        apart("exchange_experts", own, &[results, ids])?;
+        let access = self.memory.enter();
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the output overlaps neither input.
+        let (ids, results, own) = unsafe {
+            (access.read::<u32>(ids)?, access.read::<f32>(results)?, access.write::<f32>(own)?)
+        };
+        known_experts("exchange_experts", ids, placement)?;
+        let exchange = Exchange { placement, ids, k, columns, rank };
+        let [out, came] = &mut scratch.exchanged;
+        let counts = exchange.pack(results, width, out);
+        came.clear();
+        came.resize(counts[1].iter().sum(), 0.0);
+        let bytes = counts.each_ref().map(|counts| -> Vec<usize> {
+            counts.iter().map(|count| count * size_of::<f32>()).collect()
+        });
+        group.all_to_all(&bytes[0], cast_slice(out), &bytes[1], cast_slice_mut(came))?;
+        exchange.unpack(came, &counts[1], own);
+        Ok(())
+    }
+}
+
+/// Experts that a router has chosen are below their number.
+fn known_experts(
+    operation: &'static str,
+    ids: &[u32],
+    placement: &Placement,
+) -> Result<(), OpError> {
+    let count = placement.experts();
+    let strange = ids.iter().find(|id| **id as usize >= count);
+    ensure(strange.is_none(), operation, || format!("expert {strange:?} of {count}"))
 }
 
 /// A matrix's bytes.

@@ -20,6 +20,7 @@ mod weights;
 
 pub use attention::kv_row_bytes;
 pub use cpu::CpuOps;
+pub use experts::Placement;
 pub use format::Format;
 pub use formats::{Int4Group, dequantize_row};
 pub use isa::Isa;
@@ -28,7 +29,7 @@ pub use linear::packed::LAYOUT as PACKED_LAYOUT;
 pub use linear::{ActivationBits, LinearPath};
 pub use ops::{
     Activation, Attention, Batch, Embedding, Expert, Experts, HeadGroups, KvLayer, LinearPart,
-    Matrix, OpError, Ops, RopeStyle, RouteWeights, Routes, Span, Write,
+    Matrix, OpError, Ops, Pairs, RopeStyle, RouteWeights, Routes, Span, Write,
 };
 pub use packing::PackedStore;
 pub use weights::{QuantisedRows, StoredRows, WeightRows, WeightSource};

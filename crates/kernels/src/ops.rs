@@ -12,7 +12,7 @@ use std::sync::Arc;
 use pomona_device::{Device, DeviceError, View};
 use pomona_types::{Collective, GroupError};
 
-use crate::{Format, WeightSource};
+use crate::{Format, Placement, WeightSource};
 
 /// An operation's refusal: a shape, dtype or device that does not fit, or no memory.
 #[derive(Debug, thiserror::Error)]
@@ -132,12 +132,21 @@ pub struct Routes<'a> {
 pub struct Experts<'a> {
     /// Experts that are here, of one shape.
     pub here: &'a [Expert],
-    /// The index of the first of them.
-    pub first: usize,
     /// The gates' non-linearity.
     pub activation: Activation,
     /// Memory for what lies between, which is lost: `f32 [tokens * k, ffn]` each.
     pub between: [&'a View; 2],
+}
+
+/// Pairs of tokens and experts, and whose their results are.
+#[derive(Clone, Copy)]
+pub struct Pairs<'a> {
+    /// `u32 [tokens, k]`: experts of each token.
+    pub ids: &'a View,
+    /// Who computes them.
+    pub placement: &'a Placement,
+    /// Which columns each rank gets.
+    pub columns: &'a [Range<usize>],
 }
 
 /// One layer's keys and values: views of `[blocks, kv_heads, 16, head_dim]`, dtype F32, F16 or
@@ -324,7 +333,7 @@ pub trait Ops: Send + Sync {
         routes: &Routes<'_>,
     ) -> Result<(), OpError>;
 
-    /// `out[t][i] = expert(x[t])` with expert `ids[t][i]`, where that one is here; other rows of
+    /// `out[t][i] = expert(x[t])` with expert `ids[t][i]`, if there is one here; other rows of
     /// `out` stay as they are. `x: f32 [tokens, hidden]`, `ids: u32 [tokens, k]`, `out: f32 [tokens,
     /// k, hidden]`. The bits are those of three calls of [`Ops::linear`]. Costs the bytes of those
     /// experts that have a token.
@@ -339,4 +348,25 @@ pub trait Ops: Send + Sync {
     /// `out[t] (+)= weights[t][0] * x[t][0] + weights[t][1] * x[t][1] + ...`, added up in this
     /// order. `x: f32 [tokens, k, n]`, `weights: f32 [tokens, k]`, `out: f32 [tokens, n]`.
     fn combine(&self, x: &View, weights: &View, write: Write, out: &View) -> Result<(), OpError>;
+
+    /// For each pair of a token and an expert that is `rank`'s to compute, the rank's own number
+    /// for the expert, to be given to [`experts`](Ops::experts). `ids, own: u32 [tokens, k]`.
+    fn own_experts(
+        &self,
+        ids: &View,
+        placement: &Placement,
+        rank: usize,
+        own: &View,
+    ) -> Result<(), OpError>;
+
+    /// Gives every rank of a group its columns of the results of all pairs, each of which one rank
+    /// has computed. `ids: u32 [tokens, k]`, `results: f32 [tokens, k, n]`, `own: f32 [tokens, k,
+    /// columns[rank]]`. Blocks until all have come here.
+    fn exchange_experts(
+        &self,
+        group: &dyn Collective,
+        pairs: &Pairs<'_>,
+        results: &View,
+        own: &View,
+    ) -> Result<(), OpError>;
 }

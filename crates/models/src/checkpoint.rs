@@ -141,7 +141,9 @@ impl Checkpoint {
             tensor.of_experts && layer.is_some_and(|layer| layers.contains(&layer))
         };
         let experts: u64 = self.infos.iter().filter(here).map(|tensor| tensor.bytes).sum();
-        names.map(bytes).sum::<u64>() + experts
+        let whole = self.spec().experts.map_or(1, |experts| u64::from(experts.count));
+        let own = division.experts.get(place.tensor).map_or(1, |own| own.len() as u64);
+        names.map(bytes).sum::<u64>() + experts * own / whole
     }
 
     /// A text that differs where the weights do, had without reading them: what the file system

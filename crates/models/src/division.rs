@@ -6,7 +6,8 @@
 
 use std::ops::Range;
 
-use pomona_types::ModelSpec;
+use pomona_kernels::Placement;
+use pomona_types::{ExpertsSpec, ModelSpec};
 
 use crate::weights::{Name, Role};
 use crate::{ModelError, ModelPart, invalid};
@@ -73,6 +74,8 @@ pub struct Division {
     pub hidden: Vec<Range<u32>>,
     /// Rows of gate and up.
     pub ffn: Vec<Range<u32>>,
+    /// Experts of each tensor rank, where layers consist of such.
+    pub experts: Vec<Range<u32>>,
     /// Rows of the embedding and of the output matrix.
     pub vocab: Vec<Range<u32>>,
     /// Layers of each stage.
@@ -91,19 +94,15 @@ impl Division {
         if tensor == 0 || stages == 0 {
             return Err(invalid!("a model is divided over one rank at least, not over none"));
         }
-        if tensor > 1 && spec.experts.is_some() {
-            return Err(invalid!(
-                "--tensor-parallel-size {tensor}: layers of experts are not divided over tensor \
-                 ranks: choose 1, or --pipeline-parallel-size"
-            ));
-        }
         // As many heads as there are is also far below the rows of any matrix.
-        let most = spec.heads.min(spec.hidden).min(spec.ffn).min(spec.vocab);
+        let experts = spec.experts.map_or(u32::MAX, |experts| experts.count);
+        let most = spec.heads.min(spec.hidden).min(spec.ffn).min(spec.vocab).min(experts);
         if tensor > most {
             return Err(invalid!(
-                "--tensor-parallel-size {tensor}: the model has {} query heads, and each rank \
+                "--tensor-parallel-size {tensor}: the model has {} query heads{}, and each rank \
                  needs one: choose {most} or fewer",
-                spec.heads
+                spec.heads,
+                spec.experts.map_or(String::new(), |e| format!(" and {} experts", e.count)),
             ));
         }
         let layers = spec.layers.len() as u32;
@@ -113,12 +112,20 @@ impl Division {
                  needs one: choose {layers} or fewer"
             ));
         }
-        let evenly = |count: u32| cut(count, tensor);
+        let evenly = |count: u32| {
+            let grain = if count / GRAIN >= tensor { GRAIN } else { 1 };
+            cut(count, tensor, grain)
+        };
         Ok(Division {
             parallel,
             heads: evenly(spec.heads),
             hidden: evenly(spec.hidden),
-            ffn: evenly(spec.ffn),
+            // Experts stay whole.
+            ffn: match spec.experts {
+                None => evenly(spec.ffn),
+                Some(_) => vec![0..spec.ffn; tensor as usize],
+            },
+            experts: spec.experts.map_or(Vec::new(), |experts| cut(experts.count, tensor, 1)),
             vocab: evenly(spec.vocab),
             layers: stages_of(spec, stages),
             group: spec.heads / spec.kv_heads,
@@ -157,6 +164,13 @@ impl Division {
         }
     }
 
+    /// Which tensor ranks have which experts.
+    pub fn placement(&self) -> Option<Placement> {
+        let ranks = self.experts.iter().enumerate();
+        let holders = ranks.flat_map(|(rank, own)| own.clone().map(move |_| vec![rank]));
+        Placement::new(holders.collect()).filter(|placement| placement.experts() > 0)
+    }
+
     /// What one rank has of a model.
     pub fn part(&self, spec: &ModelSpec, place: Place) -> ModelPart {
         let layers = &self.layers[place.stage];
@@ -165,6 +179,9 @@ impl Division {
             heads: len(&self.heads[place.tensor]),
             kv_heads: len(&self.kv_heads(place.tensor)),
             ffn: len(&self.ffn[place.tensor]),
+            experts: spec
+                .experts
+                .map(|experts| ExpertsSpec { count: len(&self.experts[place.tensor]), ..experts }),
             layers: spec.layers[layers.start as usize..layers.end as usize].to_vec(),
             ..spec.clone()
         };
@@ -184,9 +201,8 @@ impl Rows {
     }
 }
 
-/// `0..count` in as many parts, none empty, in whole grains if those are enough.
-fn cut(count: u32, parts: u32) -> Vec<Range<u32>> {
-    let grain = if count / GRAIN >= parts { GRAIN } else { 1 };
+/// `0..count` in as many parts, none empty, in whole grains.
+fn cut(count: u32, parts: u32, grain: u32) -> Vec<Range<u32>> {
     let grains = u64::from(count.div_ceil(grain));
     let at = |part: u32| {
         let first = grains * u64::from(part) / u64::from(parts);

@@ -5,6 +5,7 @@
 //! [`linear`], whose bits do not depend on what else is in it. So a token's result is the same
 //! whatever the batch, and whoever computes which experts. Weights that no token needs are not read.
 
+mod placement;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,8 @@ use crate::isa::{Kernel, Tier};
 use crate::lanes::{LANES, exp, sum};
 use crate::linear::{Job, Out, Part, Rows, Workspace, linear};
 use crate::{ActivationBits, Format, Isa, RouteWeights, Write};
+pub(crate) use placement::Exchange;
+pub use placement::Placement;
 
 /// Chooses experts by logits: the largest first, of equals the one with the lower index.
 pub(crate) struct Route<'a> {
@@ -127,14 +130,11 @@ pub(crate) struct Pairs {
 }
 
 impl Pairs {
-    /// Sorts the pairs of `experts` among `ids: [tokens, k]`; the others are left out.
-    pub(crate) fn sort(&mut self, ids: &[u32], k: usize, experts: Range<usize>) {
-        let local = |id: &u32| {
-            let id = *id as usize;
-            experts.contains(&id).then(|| id - experts.start)
-        };
+    /// Sorts the pairs of so many experts among `ids: [tokens, k]`; the others are left out.
+    pub(crate) fn sort(&mut self, ids: &[u32], k: usize, experts: usize) {
+        let local = |id: &u32| Some(*id as usize).filter(|id| *id < experts);
         self.next.clear();
-        self.next.resize(experts.len(), 0);
+        self.next.resize(experts, 0);
         ids.iter().filter_map(local).for_each(|expert| self.next[expert] += 1);
         self.active.clear();
         let mut start = 0;

@@ -87,12 +87,13 @@ impl Scene {
     fn run(&self, first: usize, here: &[Expert], before: f32) -> Vec<f32> {
         let (ops, tokens) = (&self.ops, self.tokens());
         let x = floats(ops, &[tokens, HIDDEN], &self.x);
-        let ids = integers(ops, &[tokens, K], &self.ids);
+        let own: Vec<u32> = self.ids.iter().map(|id| id.wrapping_sub(first as u32)).collect();
+        let ids = integers(ops, &[tokens, K], &own);
         let out = floats(ops, &[tokens, K, HIDDEN], &vec![before; tokens * K * HIDDEN]);
         let memory = || ops.device().alloc_view(DType::F32, &[tokens * K, FFN]).unwrap();
         let (gate, up) = (memory(), memory());
         let activation = Activation::Silu;
-        let experts = Experts { here, first, activation, between: [&gate, &up] };
+        let experts = Experts { here, activation, between: [&gate, &up] };
         ops.experts(&x, &ids, &experts, &out).unwrap();
         read_floats(ops, &out)
     }
@@ -158,12 +159,8 @@ fn experts_that_no_token_chose_are_not_read() {
         (floats(&scene.ops, &[4, HIDDEN], &scene.x), integers(&scene.ops, &[4, K], &scene.ids));
     let memory = |width| scene.ops.device().alloc_view(DType::F32, &[4 * K, width]).unwrap();
     let (gate, up, out) = (memory(FFN), memory(FFN), memory(HIDDEN));
-    let experts = Experts {
-        here: &scene.experts,
-        first: 0,
-        activation: Activation::Silu,
-        between: [&gate, &up],
-    };
+    let experts =
+        Experts { here: &scene.experts, activation: Activation::Silu, between: [&gate, &up] };
     assert!(scene.ops.experts(&x, &ids, &experts, &out).is_err());
 }
 
@@ -275,7 +272,7 @@ fn shapes_that_do_not_fit_are_refused() {
     let out = memory(2 * K, HIDDEN);
     let run = |between: [&View; 2], out: &View| {
         let activation = Activation::Silu;
-        let experts = Experts { here: &scene.experts, first: 0, activation, between };
+        let experts = Experts { here: &scene.experts, activation, between };
         ops.experts(&x, &ids, &experts, out)
     };
     assert!(run([&gate, &up], &out).is_ok());

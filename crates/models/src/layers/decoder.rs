@@ -72,11 +72,8 @@ struct Scratch {
     k: View,
     v: View,
     attended: Columns,
-    /// A row for each pair of a token and an expert, or for each token where there are none.
-    gate: Columns,
-    up: View,
-    /// Such rows of a token.
-    pairs: usize,
+    /// Gate and up, where layers do not consist of experts.
+    ffn: Option<(Columns, View)>,
     /// `[max_tokens, rotated / 2, 2]` for each rotation.
     tables: Vec<View>,
     /// Final hidden states of the rows whose logits are wanted.
@@ -115,7 +112,7 @@ pub(super) struct Loader<'a> {
     pub(super) tensors: &'a Tensors,
     pub(super) ops: &'a dyn Ops,
     spec: &'a ModelSpec,
-    ranks: &'a Ranks,
+    pub(super) ranks: &'a Ranks,
     norm_offset: f32,
     /// Where there are experts.
     moe_scratch: Option<moe::Scratch>,
@@ -258,8 +255,7 @@ impl Loader<'_> {
 
     fn feed_forward(&mut self, l: u32, blueprint: &Blueprint) -> Result<FeedForward, ModelError> {
         if let Some(scratch) = self.moe_scratch.clone() {
-            let here = 0..scratch.experts.count;
-            return Moe::load(self, l, (blueprint, scratch), here).map(FeedForward::Experts);
+            return Moe::load(self, l, blueprint, scratch).map(FeedForward::Experts);
         }
         self.one_order(l, &[Role::Gate, Role::Up])?;
         Ok(FeedForward::Dense {
@@ -284,7 +280,8 @@ impl Decoder {
         let (spec, ranks) = (&blueprint.spec, &own);
         let norm_offset = blueprint.norm_offset;
         let moe_scratch = spec.experts.map(|experts| {
-            moe::Scratch::new(ops.device().as_ref(), spec, experts, options.max_tokens)
+            let room = (ranks, options.max_tokens);
+            moe::Scratch::new(ops.device().as_ref(), spec, experts, room)
         });
         let moe_scratch = moe_scratch.transpose().map_err(OpError::from)?;
         let done = 0;
@@ -363,15 +360,16 @@ impl Decoder {
     fn feed_forward(&self, ops: &dyn Ops, tokens: usize, layer: &Layer) -> Result<(), OpError> {
         let (b, s) = (&self.blueprint, self.scratch.rows(tokens));
         ops.rms_norm(&s.x.all, &layer.ffn_norm, b.eps, Write::Set, &s.h.all)?;
-        match &layer.feed_forward {
-            FeedForward::Experts(moe) => moe.forward(ops, &s.h.all, [&s.gate.all, &s.up], &s.x.all),
-            FeedForward::Dense { gate, up, down } => {
-                let parts = [(gate, &s.gate.own), (up, &s.up)];
+        match (&layer.feed_forward, &s.ffn) {
+            (FeedForward::Experts(moe), _) => moe.forward(ops, &self.ranks, &s.h.all, &s.x),
+            (FeedForward::Dense { gate, up, down }, Some((gated, upped))) => {
+                let parts = [(gate, &gated.own), (up, upped)];
                 products(ops, &s.h.all, parts, Write::Set)?;
-                ops.glu(&s.gate.own, &s.up, b.activation, &s.gate.own)?;
-                self.ranks.gather(ops, &s.gate)?;
-                self.add(ops, &s, (&s.gate, down), &layer.post_ffn_norm)
+                ops.glu(&gated.own, upped, b.activation, &gated.own)?;
+                self.ranks.gather(ops, gated)?;
+                self.add(ops, &s, (gated, down), &layer.post_ffn_norm)
             }
+            (FeedForward::Dense { .. }, None) => unreachable!("dense layers have memory"),
         }
     }
 
@@ -505,21 +503,21 @@ impl Scratch {
         let view =
             |rows: usize, width: u32| ops.device().alloc_view(DType::F32, &[rows, width as usize]);
         let tokens = options.max_tokens;
-        let pairs = spec.experts.map_or(1, |experts| experts.per_token as usize);
-        let columns = |rows: usize, widths: &[Range<u32>], unit: u32| {
-            Columns::new(ops.device().as_ref(), ranks, rows, widths, unit)
+        let columns = |widths: &[Range<u32>], unit: u32| {
+            Columns::new(ops.device().as_ref(), ranks, tokens, widths, unit)
         };
         let tables = blueprint.ropes.iter().map(|rope| view(tokens, rope.rotated));
         Ok(Scratch {
-            x: columns(tokens, &division.hidden, 1)?,
-            h: columns(tokens, &division.hidden, 1)?,
+            x: columns(&division.hidden, 1)?,
+            h: columns(&division.hidden, 1)?,
             q: view(tokens, part.heads * spec.head_dim)?,
             k: view(tokens, part.kv_heads * spec.head_dim)?,
             v: view(tokens, part.kv_heads * spec.head_dim)?,
-            attended: columns(tokens, &division.heads, spec.head_dim)?,
-            gate: columns(tokens * pairs, &division.ffn, 1)?,
-            up: view(tokens * pairs, part.ffn)?,
-            pairs,
+            attended: columns(&division.heads, spec.head_dim)?,
+            ffn: match spec.experts {
+                Some(_) => None,
+                None => Some((columns(&division.ffn, 1)?, view(tokens, part.ffn)?)),
+            },
             tables: tables.collect::<Result<_, _>>()?,
             outputs: view(options.max_outputs, spec.hidden)?,
         })
@@ -535,9 +533,7 @@ impl Scratch {
             k: first(&self.k),
             v: first(&self.v),
             attended: self.attended.rows(tokens),
-            gate: self.gate.rows(tokens * self.pairs),
-            up: self.up.rows(0, tokens * self.pairs),
-            pairs: self.pairs,
+            ffn: self.ffn.as_ref().map(|(gate, up)| (gate.rows(tokens), first(up))),
             tables: self.tables.iter().map(first).collect(),
             outputs: self.outputs.clone(),
         }

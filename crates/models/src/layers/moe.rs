@@ -1,18 +1,19 @@
 //! The feed-forward half of a layer as experts (Shazeer et al., 2017; Jiang et al., Mixtral, 2024):
 //! a router chooses a few for each token, and their results are added up by its weights.
 //!
-//! Three operations: who goes where, what the experts make of it, and the sum. The second leaves
-//! alone what belongs to experts that are not here, so that several may hold a part of them each.
-
-use std::ops::Range;
+//! Three operations: who goes where, what the experts make of it, and the sum. Where experts are
+//! divided over ranks, each computes its own pairs, and gets its columns of all of them before the
+//! sum: so that is the same bits over any number of ranks.
 
 use pomona_device::{DType, Device, DeviceError, View};
 use pomona_kernels::{
-    Activation, Expert, Experts, LinearPart, Matrix, OpError, Ops, RouteWeights, Routes, Write,
+    Activation, Expert, Experts, LinearPart, Matrix, OpError, Ops, Pairs, Placement, RouteWeights,
+    Routes, Write,
 };
 use pomona_types::{ExpertsSpec, ModelSpec};
 
 use super::decoder::Loader;
+use super::ranks::{Columns, Ranks};
 use crate::weights::{Name, Role};
 use crate::{Blueprint, ModelError};
 
@@ -20,8 +21,8 @@ use crate::{Blueprint, ModelError};
 pub(super) struct Moe {
     router: Matrix,
     experts: Vec<Expert>,
-    /// The index of the first.
-    first: usize,
+    /// Who has which; `None` where all are here.
+    placement: Option<Placement>,
     weights_of: RouteWeights,
     activation: Activation,
     /// `u32 [experts]`: tokens that each got, wrapping.
@@ -30,17 +31,23 @@ pub(super) struct Moe {
 }
 
 impl Moe {
-    /// Reads a layer's router and the experts `here`.
+    /// Reads a layer's router and the experts that are this rank's.
     pub(super) fn load(
         loader: &mut Loader<'_>,
         layer: u32,
-        (blueprint, scratch): (&Blueprint, Scratch),
-        here: Range<u32>,
+        blueprint: &Blueprint,
+        scratch: Scratch,
     ) -> Result<Moe, ModelError> {
         let (spec, count) = (&blueprint.spec, scratch.experts.count as usize);
         let router = Name::Layer(layer, Role::Router);
         let router = loader.tensors.matrix(router, count, spec.hidden as usize)?;
         let router = loader.place(&router)?;
+        let (division, own) = (&loader.ranks.division, loader.ranks.place.tensor);
+        let placement = division.placement().filter(|_| loader.ranks.tensor().is_some());
+        let here: Vec<u32> = match &placement {
+            Some(placement) => placement.here(own).map(|expert| expert as u32).collect(),
+            None => (0..scratch.experts.count).collect(),
+        };
         let mut matrix = |role: Role, expert: u32, [rows, cols]: [u32; 2]| {
             let (rows, cols) = (rows as usize, cols as usize);
             let source = loader.tensors.expert((layer, role, expert), count, [rows, cols])?;
@@ -54,13 +61,12 @@ impl Moe {
                 down: matrix(Role::Down, expert, narrow)?,
             })
         };
-        let first = here.start as usize;
-        let experts = here.map(expert).collect::<Result<_, _>>()?;
+        let experts = here.into_iter().map(expert).collect::<Result<_, _>>()?;
         let loads = loader.ops.device().alloc_view(DType::U32, &[count]);
         Ok(Moe {
             router,
             experts,
-            first,
+            placement,
             weights_of: blueprint.route_weights,
             activation: blueprint.activation,
             loads: loads.map_err(OpError::from)?,
@@ -68,28 +74,33 @@ impl Moe {
         })
     }
 
-    /// Adds to `out: f32 [tokens, hidden]` what the experts make of `x`, which is as large, with
-    /// memory `between: f32 [pairs, ffn]` each.
+    /// Adds to the columns of `out: [tokens, hidden]` that are the rank's what the experts make of
+    /// `x`, which is as large.
     pub(super) fn forward(
         &self,
         ops: &dyn Ops,
+        ranks: &Ranks,
         x: &View,
-        between: [&View; 2],
-        out: &View,
+        out: &Columns,
     ) -> Result<(), OpError> {
         let s = self.scratch.rows(x.shape()[0]);
         let part = LinearPart { weight: &self.router, bias: None, out: &s.logits };
         ops.linear(x, &[part], Write::Set)?;
         let routes = Routes { ids: &s.ids, weights: &s.weights, loads: &self.loads };
         ops.route(&s.logits, self.weights_of, &routes)?;
-        let experts = Experts {
-            here: &self.experts,
-            first: self.first,
-            activation: self.activation,
-            between,
+        let [gate, up] = &s.between;
+        let (here, activation) = (&self.experts, self.activation);
+        let experts = Experts { here, activation, between: [gate, up] };
+        let (Some(group), Some(placement)) = (ranks.tensor(), &self.placement) else {
+            ops.experts(x, &s.ids, &experts, &s.results)?;
+            return ops.combine(&s.results, &s.weights, Write::Add, &out.all);
         };
-        ops.experts(x, &s.ids, &experts, &s.results)?;
-        ops.combine(&s.results, &s.weights, Write::Add, out)
+        ops.own_experts(&s.ids, placement, group.rank(), &s.own_ids)?;
+        ops.experts(x, &s.own_ids, &experts, &s.results)?;
+        let pairs = Pairs { ids: &s.ids, placement, columns: &ranks.hidden_columns() };
+        ops.exchange_experts(group, &pairs, &s.results, &s.own_results)?;
+        ops.combine(&s.own_results, &s.weights, Write::Add, &out.own)?;
+        ranks.gather(ops, out)
     }
 
     /// How many tokens each expert got so far, modulo 2^32.
@@ -109,8 +120,14 @@ pub(super) struct Scratch {
     /// `[tokens, experts of a token]`, as are their weights.
     ids: View,
     weights: View,
+    /// The rank's own numbers for its experts, likewise.
+    own_ids: View,
+    /// `[pairs, ffn]` each.
+    between: [View; 2],
     /// `[tokens, experts of a token, hidden]`.
     results: View,
+    /// Of that, the rank's columns.
+    own_results: View,
 }
 
 impl Scratch {
@@ -118,16 +135,24 @@ impl Scratch {
         device: &dyn Device,
         spec: &ModelSpec,
         experts: ExpertsSpec,
-        tokens: usize,
+        (ranks, tokens): (&Ranks, usize),
     ) -> Result<Scratch, DeviceError> {
         let (count, per_token) = (experts.count as usize, experts.per_token as usize);
-        let results = [tokens, per_token, spec.hidden as usize];
+        let results = |width: usize| device.alloc_view(DType::F32, &[tokens, per_token, width]);
+        let between = || device.alloc_view(DType::F32, &[tokens * per_token, spec.ffn as usize]);
+        let all = results(spec.hidden as usize)?;
         Ok(Scratch {
             experts,
             logits: device.alloc_view(DType::F32, &[tokens, count])?,
             ids: device.alloc_view(DType::U32, &[tokens, per_token])?,
             weights: device.alloc_view(DType::F32, &[tokens, per_token])?,
-            results: device.alloc_view(DType::F32, &results)?,
+            own_ids: device.alloc_view(DType::U32, &[tokens, per_token])?,
+            between: [between()?, between()?],
+            own_results: match ranks.tensor() {
+                Some(group) => results(ranks.hidden_columns()[group.rank()].len())?,
+                None => all.clone(),
+            },
+            results: all,
         })
     }
 
@@ -138,7 +163,13 @@ impl Scratch {
             logits: self.logits.rows(0, tokens),
             ids: self.ids.rows(0, tokens),
             weights: self.weights.rows(0, tokens),
+            own_ids: self.own_ids.rows(0, tokens),
+            between: self
+                .between
+                .each_ref()
+                .map(|view| view.rows(0, tokens * self.experts.per_token as usize)),
             results: self.results.rows(0, tokens),
+            own_results: self.own_results.rows(0, tokens),
         }
     }
 }

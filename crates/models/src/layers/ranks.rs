@@ -47,6 +47,12 @@ impl Ranks {
         self.place.stage + 1 == self.division.layers.len()
     }
 
+    /// Columns of the residual stream of each tensor rank.
+    pub(super) fn hidden_columns(&self) -> Vec<Range<usize>> {
+        let columns = self.division.hidden.iter();
+        columns.map(|own| own.start as usize..own.end as usize).collect()
+    }
+
     /// Makes columns whole.
     pub(super) fn gather(&self, ops: &dyn Ops, columns: &Columns) -> Result<(), OpError> {
         match self.tensor() {
