@@ -124,6 +124,12 @@ fn divided(name: &str, parallel: Parallel) -> Vec<Answer> {
 }
 
 #[test]
+fn tokens_of_experts_do_not_depend_on_the_number_of_stages() {
+    let alone = divided("mixtral", Parallel::default());
+    assert!(divided("mixtral", Parallel { tensor: 1, pipeline: 2 }) == alone);
+}
+
+#[test]
 fn tokens_do_not_depend_on_the_number_of_ranks() {
     for (name, most) in [
         ("llama", 4),

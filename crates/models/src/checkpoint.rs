@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use pomona_device::{SharedBytes, map_file};
 use pomona_kernels::{Ops, WeightSource};
 use pomona_text::{GgufVocab, TokenizerSource};
-use pomona_types::{ModelSpec, TokenId};
+use pomona_types::{ExpertsSpec, ModelSpec, TokenId};
 use serde_json::Value as Json;
 
 use crate::arch::{self, Blueprint};
@@ -43,6 +43,13 @@ pub struct TensorInfo {
     pub bytes: u64,
     /// Whether it belongs to experts, of which a token meets some only.
     pub of_experts: bool,
+}
+
+impl TensorInfo {
+    /// How many numbers it has.
+    pub fn weights(&self) -> u64 {
+        self.shape.iter().map(|n| *n as u64).product()
+    }
 }
 
 /// How much a loaded model is made for.
@@ -124,6 +131,23 @@ impl Checkpoint {
         self.infos.iter().map(|t| t.bytes).sum()
     }
 
+    /// Bytes of all tensors but those experts that a token does not meet.
+    pub fn active_bytes(&self) -> u64 {
+        self.active(|tensor| tensor.bytes)
+    }
+
+    /// A sum over tensors, of experts as far as a token meets them.
+    pub fn active(&self, of: impl Fn(&TensorInfo) -> u64) -> u64 {
+        let (mut everywhere, mut in_experts) = (0, 0);
+        for tensor in &self.infos {
+            *(if tensor.of_experts { &mut in_experts } else { &mut everywhere }) += of(tensor);
+        }
+        let share = |experts: ExpertsSpec| {
+            in_experts / u64::from(experts.count) * u64::from(experts.per_token)
+        };
+        everywhere + self.spec().experts.map_or(0, share)
+    }
+
     /// Bytes of the tensors that one rank of a divided model has, in whole or in part.
     pub fn part_bytes(&self, division: &Division, place: Place) -> u64 {
         let layers = division.layers[place.stage].clone();
@@ -132,9 +156,9 @@ impl Checkpoint {
         let vocabulary = first.into_iter().filter(|_| place.stage == 0);
         let names = layers.clone().flat_map(roles).chain(vocabulary);
         let bytes = |name: Name| {
-            let bytes = self.tensors.find(name).map_or(0, |(_, tensor)| tensor.bytes as u64);
+            let (text, tensor) = self.tensors.find(name)?;
             let rows = division.rows(self.spec(), place.tensor, name);
-            bytes * rows.own.len() as u64 / u64::from(rows.all)
+            Some((text, tensor.bytes as u64 * rows.own.len() as u64 / u64::from(rows.all)))
         };
         let here = |tensor: &&TensorInfo| {
             let layer = self.tensors.dialect.layer_of(&tensor.name);
@@ -143,7 +167,9 @@ impl Checkpoint {
         let experts: u64 = self.infos.iter().filter(here).map(|tensor| tensor.bytes).sum();
         let whole = self.spec().experts.map_or(1, |experts| u64::from(experts.count));
         let own = division.experts.get(place.tensor).map_or(1, |own| own.len() as u64);
-        names.map(bytes).sum::<u64>() + experts * own / whole
+        // By name: two roles may mean one tensor.
+        let shared: BTreeMap<String, u64> = names.filter_map(bytes).collect();
+        shared.values().sum::<u64>() + experts * own / whole
     }
 
     /// A text that differs where the weights do, had without reading them: what the file system

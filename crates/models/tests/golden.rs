@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use pomona_device::{ArenaDevice, DType, Device, Pool, View};
 use pomona_kernels::{Batch, CpuOps, Isa, KvLayer, Ops, Span};
-use pomona_models::{Checkpoint, KvCache, LoadOptions, Model, Quantization};
+use pomona_models::{Checkpoint, Division, KvCache, LoadOptions, Model, Parallel, Quantization};
 
 const BLOCK: u32 = 16;
 /// Blocks of each layer group in these tests.
@@ -203,6 +203,20 @@ fn loads_of_experts_add_up_to_the_tokens() {
             assert_eq!(loads.len(), experts);
             assert_eq!(loads.iter().sum::<u32>() as usize, tokens.len() * per_token, "{loads:?}");
         }
+    }
+}
+
+#[test]
+fn stages_have_the_bytes_of_their_experts() {
+    for name in ["mixtral", "qwen3-moe-gguf", "qwen3-moe-joined"] {
+        let checkpoint = Checkpoint::open(&golden(name).0).unwrap();
+        let parallel = Parallel { tensor: 1, pipeline: 2 };
+        let division = Division::new(checkpoint.spec(), parallel).unwrap();
+        let bytes = |rank| checkpoint.part_bytes(&division, parallel.place(rank));
+        // The last norm is not counted.
+        let norm = 4 * u64::from(checkpoint.spec().hidden);
+        assert_eq!(bytes(0) + bytes(1) + norm, checkpoint.weight_bytes(), "{name}");
+        assert!(checkpoint.active_bytes() < checkpoint.weight_bytes(), "{name}");
     }
 }
 

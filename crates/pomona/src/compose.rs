@@ -13,9 +13,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use pomona_device::DType;
 use pomona_engine::{draft_block_bytes, kv_block_bytes};
 use pomona_gateway::{SamplingDefaults, ServedModel};
-use pomona_models::{Checkpoint, Division};
+use pomona_models::{Checkpoint, Division, TensorInfo};
 use pomona_text::{ChatTemplate, Tokenizer};
-use pomona_types::{ModelSpec, Replica};
+use pomona_types::{ExpertsSpec, ModelSpec, Replica};
 
 use crate::bench::report::Facts;
 use crate::cli::EngineArgs;
@@ -280,9 +280,9 @@ impl Prepared {
     pub fn facts(&self) -> Facts {
         let spec = self.checkpoint.spec();
         let embedding = u64::from(spec.vocab) * u64::from(spec.hidden);
-        let (mut weights, mut table_bytes, mut has_output) = (0u64, 0u64, false);
+        let (mut expert_bytes, mut table_bytes, mut has_output) = (0u64, 0u64, false);
         for tensor in self.checkpoint.tensors() {
-            weights += tensor.shape.iter().map(|n| *n as u64).product::<u64>();
+            expert_bytes += if tensor.of_experts { tensor.bytes } else { 0 };
             let name = tensor.name.as_str();
             if name.contains("embed_tokens.weight") || name == "token_embd.weight" {
                 table_bytes = tensor.bytes;
@@ -291,12 +291,15 @@ impl Prepared {
         }
         // A tied table is read as the output matrix; an untied one only a row at a time.
         let tables = if has_output { 2 } else { 1 };
-        let weight_bytes = self.checkpoint.weight_bytes();
+        let weights = self.checkpoint.active(TensorInfo::weights);
+        let share = |experts: ExpertsSpec| f64::from(experts.per_token) / f64::from(experts.count);
         Facts {
             name: self.resolved.name.clone(),
             architecture: spec.architecture.clone(),
-            weight_bytes,
-            step_bytes: weight_bytes - if has_output { table_bytes } else { 0 },
+            weight_bytes: self.checkpoint.weight_bytes(),
+            step_bytes: self.checkpoint.active_bytes() - if has_output { table_bytes } else { 0 },
+            expert_bytes,
+            expert_share: spec.experts.map_or(1.0, share),
             layer_weights: weights.saturating_sub(tables * embedding),
             output_weights: embedding,
             kv_bytes: self.fit.kv_bytes,

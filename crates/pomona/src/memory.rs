@@ -2,7 +2,7 @@
 //! numbers it is given; measures and allocates nothing.
 
 use anyhow::{Result, bail};
-use pomona_types::{BLOCK_TOKENS, LayerKind, ModelSpec};
+use pomona_types::{BLOCK_TOKENS, ExpertsSpec, LayerKind, ModelSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::models::progress::human_bytes;
@@ -234,16 +234,21 @@ pub fn kv_read_bytes(spec: &ModelSpec, row_bytes: u32, tokens: f64) -> f64 {
 
 /// Activations of a step: the residual stream and its norm, queries and outputs, keys and values,
 /// gate and up, a few rows of logits, all f32. What a rank, which has `part` of the model, computes
-/// a part of and gathers is there twice: its own columns, and all.
+/// a part of and gathers is there twice: its own columns, and all. With experts, a token has gates
+/// and results for each that it meets, and a logit for each that there is.
 pub fn scratch_bytes(spec: &ModelSpec, part: &ModelSpec, tokens: u32) -> u64 {
     let gathered = |all: u32, own: u32| all + if own < all { own } else { 0 };
     let heads = gathered(spec.heads, part.heads) + part.heads + 2 * part.kv_heads;
-    let ffn = gathered(spec.ffn, part.ffn) + part.ffn;
+    let mut ffn = u64::from(gathered(spec.ffn, part.ffn) + part.ffn);
+    if let Some(ExpertsSpec { count, per_token }) = spec.experts {
+        let [count, per_token] = [count, per_token].map(u64::from);
+        // Two indices and a weight beside the result, and the rank's columns of it.
+        let results = if part.heads < spec.heads { 2 * spec.hidden } else { spec.hidden };
+        ffn = (ffn + u64::from(results) + 3) * per_token + count;
+    }
     let own_hidden = if part.heads < spec.heads { 2 * u64::from(spec.hidden) } else { 0 };
-    let row = 4 * u64::from(spec.hidden)
-        + own_hidden
-        + u64::from(heads) * u64::from(spec.head_dim)
-        + u64::from(ffn);
+    let row =
+        4 * u64::from(spec.hidden) + own_hidden + u64::from(heads) * u64::from(spec.head_dim) + ffn;
     const LOGIT_ROWS: u64 = 64;
     let logits = LOGIT_ROWS.min(u64::from(tokens)) * u64::from(spec.vocab);
     (row * u64::from(tokens) + logits) * 4
@@ -365,6 +370,14 @@ mod tests {
         assert_eq!(rows(whole), 4 * 576 + (18 + 6) * 64 + 2 * 1536);
         let own = scratch_bytes(&spec(), &part, 1);
         assert_eq!(rows(own), 6 * 576 + (9 + 5 + 5 + 4) * 64 + 1536 + 2 * 768);
+    }
+
+    #[test]
+    fn each_expert_that_a_token_meets_has_room_for_it() {
+        let experts = Some(ExpertsSpec { count: 8, per_token: 2 });
+        let moe = ModelSpec { experts, ..spec() };
+        let more = scratch_bytes(&moe, &moe, 1) - scratch_bytes(&spec(), &spec(), 1);
+        assert_eq!(more / 4, 2 * 1536 + 2 * (576 + 3) + 8);
     }
 
     #[test]

@@ -45,6 +45,8 @@ impl Patient {
             fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
         }
         let (model, file) = (folder.path().to_owned(), folder.path().join(file));
+        let model =
+            if file.extension().is_some_and(|e| e == "gguf") { file.clone() } else { model };
         let whole = fs::read(&file).unwrap();
         Patient { _folder: folder, model, file, whole }
     }
@@ -116,6 +118,7 @@ fn a_cut_gguf_file_is_refused_at_any_length() {
     for name in ["tiny-llama", "tiny-quantised", "tiny-qwen2", "tiny-qwen3", "tiny-gemma3"] {
         Patient::gguf(name).cut();
     }
+    Patient::folder("qwen3-moe-gguf", "model.gguf").cut();
 }
 
 #[test]
@@ -124,6 +127,7 @@ fn a_gguf_file_with_a_flipped_bit_is_loaded_or_refused() {
     for name in ["tiny-quantised", "tiny-gemma3"] {
         Patient::gguf(name).flip();
     }
+    Patient::folder("mixtral-gguf", "model.gguf").flip();
 }
 
 #[test]
@@ -139,6 +143,7 @@ fn a_safetensors_file_with_a_flipped_bit_is_loaded_or_refused() {
     Patient::folder("qwen3-bf16", "model.safetensors").flip();
     Patient::folder("llama-f16-sharded", "model-00003-of-00003.safetensors").flip();
     Patient::folder("gptq-desc-act", "model.safetensors").flip();
+    Patient::folder("qwen3-moe-joined", "model.safetensors").flip();
 }
 
 #[test]

@@ -61,7 +61,8 @@ pub fn measure(
         }
         let tokens = f64::from(prompt_tokens);
         // A step reads the weights once for all its tokens.
-        let (gb, gflop) = (facts.step_bytes as f64 / 1e9 / tokens, output_gflop / tokens);
+        let gb = facts.bytes_of_step(tokens) / 1e9 / tokens;
+        let gflop = output_gflop / tokens;
         rows.push(row(format!("prefill {prompt_tokens}"), &prefill, gb, layer_gflop + gflop));
         rows.push(decode_row(format!("decode at {prompt_tokens}"), &deep, tokens));
     }

@@ -97,9 +97,13 @@ pub struct Facts {
     pub architecture: String,
     /// Bytes of all weights.
     pub weight_bytes: u64,
-    /// Bytes of weights that one decode step reads.
+    /// Bytes of weights that a decode step of one token reads.
     pub step_bytes: u64,
-    /// Weights of the layers: two operations for each token.
+    /// Bytes of all experts; none where there are no experts.
+    pub expert_bytes: u64,
+    /// Which part of the experts a token meets.
+    pub expert_share: f64,
+    /// Weights of the layers that a token meets: two operations for each.
     pub layer_weights: u64,
     /// Weights of the output matrix: two operations for each sampled token.
     pub output_weights: u64,
@@ -107,6 +111,16 @@ pub struct Facts {
     pub kv_bytes: u64,
     /// KV bytes written for each token.
     pub kv_token_bytes: u64,
+}
+
+impl Facts {
+    /// Bytes of weights that a step of so many tokens reads. Of experts, those that some token is
+    /// expected to meet where all are chosen equally often.
+    pub fn bytes_of_step(&self, tokens: f64) -> f64 {
+        let missed = |tokens: f64| (1.0 - self.expert_share).powf(tokens);
+        let more = missed(1.0) - missed(tokens);
+        self.step_bytes as f64 + self.expert_bytes as f64 * more
+    }
 }
 
 /// A rate against the machine's limits.
@@ -474,6 +488,29 @@ mod tests {
         let limits = machine().limits(10.0, 50.0);
         assert_eq!((limits.of_bandwidth, limits.of_f32_peak), (0.5, 0.5));
         assert_eq!(limits.of_int8_peak, 0.125);
+    }
+
+    #[test]
+    fn a_step_of_more_tokens_reads_more_experts() {
+        // Ten bytes for all tokens, and four experts of two bytes, of which each token meets one.
+        let facts = Facts {
+            name: String::new(),
+            architecture: String::new(),
+            weight_bytes: 18,
+            step_bytes: 12,
+            expert_bytes: 8,
+            expert_share: 0.25,
+            layer_weights: 0,
+            output_weights: 0,
+            kv_bytes: 0,
+            kv_token_bytes: 0,
+        };
+        assert_eq!(facts.bytes_of_step(1.0), 12.0);
+        // A quarter by the first, a quarter of the rest by the second.
+        assert_eq!(facts.bytes_of_step(2.0), 10.0 + 8.0 * (0.25 + 0.75 * 0.25));
+        assert!((facts.bytes_of_step(1e3) - 18.0).abs() < 1e-9);
+        let dense = Facts { expert_bytes: 0, expert_share: 1.0, ..facts };
+        assert_eq!(dense.bytes_of_step(1e3), 12.0);
     }
 
     #[test]

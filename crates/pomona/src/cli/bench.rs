@@ -502,7 +502,8 @@ fn with_limits(levels: Vec<Level>, machine: &Machine, costs: Option<&Costs>) -> 
         let all = level.total_tokens_per_s.median;
         // At best every step serves all clients, so weights are read once for so many tokens.
         let mean_length = level.input_tokens_mean + level.output_tokens_mean / 2.0;
-        let bytes = facts.step_bytes as f64 / level.clients as f64 + kv_read(mean_length);
+        let clients = level.clients as f64;
+        let bytes = facts.bytes_of_step(clients) / clients + kv_read(mean_length);
         let operations =
             2.0 * (facts.layer_weights as f64 * all + facts.output_weights as f64 * output);
         machine.limits(bytes * output / 1e9, operations / 1e9)

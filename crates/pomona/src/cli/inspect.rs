@@ -7,7 +7,7 @@ use std::ops::Range;
 use anyhow::Result;
 use clap::Args;
 use pomona_kernels::{Isa, LinearPath};
-use pomona_models::{Checkpoint, Division};
+use pomona_models::{Checkpoint, Division, TensorInfo};
 use pomona_types::{LayerKind, ModelSpec};
 use serde::Serialize;
 
@@ -44,6 +44,9 @@ struct Findings {
     sliding_layers: usize,
     hidden: u32,
     ffn: u32,
+    /// Experts of a layer, and how many of them a token meets; none in dense models.
+    experts: Option<u32>,
+    experts_per_token: Option<u32>,
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
@@ -52,6 +55,8 @@ struct Findings {
     chat_template: bool,
     end_tokens: Vec<u32>,
     parameters: u64,
+    /// Those that a token meets.
+    active_parameters: u64,
     formats: Vec<FormatRow>,
     memory: MemoryRow,
     machine: MachineRow,
@@ -180,6 +185,8 @@ fn look(args: &InspectArgs) -> Result<Findings> {
         sliding_layers: spec.layers.iter().filter(|kind| **kind != LayerKind::Full).count(),
         hidden: spec.hidden,
         ffn: spec.ffn,
+        experts: spec.experts.map(|experts| experts.count),
+        experts_per_token: spec.experts.map(|experts| experts.per_token),
         heads: spec.heads,
         kv_heads: spec.kv_heads,
         head_dim: spec.head_dim,
@@ -188,6 +195,7 @@ fn look(args: &InspectArgs) -> Result<Findings> {
         chat_template: checkpoint.chat_template().is_some(),
         end_tokens: checkpoint.eos_token_ids().to_vec(),
         parameters: tensors.iter().map(weights).sum(),
+        active_parameters: checkpoint.active(TensorInfo::weights),
         formats,
         memory: memory_row(spec, &wishes, &checkpoint, &args.engine)?,
         machine: MachineRow {
@@ -267,6 +275,11 @@ fn print(out: &mut dyn Write, f: &Findings, every_tensor: bool) -> io::Result<()
         "layers         {}{sliding}, width {}, feed-forward {}",
         f.layers, f.hidden, f.ffn
     )?;
+    if let (Some(experts), Some(met)) = (f.experts, f.experts_per_token) {
+        let million = f.active_parameters as f64 / 1e6;
+        let parameters = format!("{million:.1} M parameters");
+        writeln!(out, "experts        {experts} in each layer, {met} a token: {parameters}")?;
+    }
     writeln!(
         out,
         "attention      {} heads of {}, {} of keys and values",

@@ -130,8 +130,8 @@ impl Prepared {
             seed: self.args.seed,
             speculation: self.args.drafting().map(|mut drafting| {
                 // Making a draft is reading the draft model's weights.
-                let bytes = self.draft.as_ref().map_or(0, Checkpoint::weight_bytes);
-                let share = bytes as f32 / self.checkpoint.weight_bytes().max(1) as f32;
+                let bytes = self.draft.as_ref().map_or(0, Checkpoint::active_bytes);
+                let share = bytes as f32 / self.checkpoint.active_bytes().max(1) as f32;
                 drafting.speculation.draft_cost = share;
                 drafting.speculation
             }),
