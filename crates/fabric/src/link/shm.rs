@@ -1,6 +1,6 @@
 //! Ranks of one machine: one piece of shared memory for an epoch, and futexes.
 //!
-//! It holds the abort word, a block for each rank (its doorbell, its sign of life, the cause if it
+//! It holds the abort word, a block for each rank (its doorbell, and the cause if it
 //! is the one that ends the epoch), 64 counters for each pair and direction, and an arena for each
 //! rank. It has no name: whoever has its descriptor has it, and when the last process is gone so
 //! is the memory. Ranks may be processes or threads. A new epoch is a new piece, so a rank that
@@ -33,10 +33,9 @@ const PAGE: usize = 4096;
 const LINE: usize = 64;
 /// Of the control page: the magic, then the sizes, then in a line of its own the abort word.
 const ABORT_AT: usize = 2 * LINE;
-/// A rank's block: a line for sleeping, one for its sign of life, then its cause with the length.
+/// A rank's block: a line for sleeping, then its cause with the length.
 const BLOCK_BYTES: usize = 1024;
-const BEAT_AT: usize = LINE;
-const CAUSE_AT: usize = 2 * LINE;
+const CAUSE_AT: usize = LINE;
 const PAIR_BYTES: usize = COUNTERS * size_of::<u32>();
 
 const _: () = assert!(CAUSE_AT + 4 + CAUSE_BYTES <= BLOCK_BYTES);
@@ -187,10 +186,6 @@ impl Shared {
         self.word(PAGE + rank * BLOCK_BYTES + 4)
     }
 
-    fn beat(&self, rank: usize) -> &AtomicU64 {
-        self.long(PAGE + rank * BLOCK_BYTES + BEAT_AT)
-    }
-
     fn counter(&self, to: usize, from: usize, counter: usize) -> &AtomicU32 {
         let ranks = self.sizes.ranks;
         assert!(to < ranks && from < ranks && counter < COUNTERS);
@@ -259,16 +254,6 @@ pub struct ShmLink {
 }
 
 impl ShmLink {
-    /// Gives a sign of life.
-    pub fn beat(&self, now_ms: u64) {
-        self.shared.beat(self.rank).store(now_ms, Ordering::Relaxed);
-    }
-
-    /// The last sign of life of a rank, by the clock it used; zero if there was none.
-    pub fn last_beat(&self, rank: usize) -> u64 {
-        self.shared.beat(rank).load(Ordering::Relaxed)
-    }
-
     /// Zero, or one more than the rank whose cause counts.
     fn abort_state(&self) -> u32 {
         self.shared.abort_word().load(Ordering::Acquire)
