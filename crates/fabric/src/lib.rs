@@ -9,4 +9,5 @@ pub mod cause;
 pub mod coll;
 pub mod group;
 pub mod link;
+pub mod secure;
 pub mod wait;

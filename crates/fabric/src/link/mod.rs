@@ -8,7 +8,12 @@ use std::time::Duration;
 
 use pomona_types::GroupError;
 
+mod memory;
+pub mod mesh;
+pub mod pulse;
 pub mod shm;
+mod socket;
+pub mod tcp;
 
 /// Counters that each pair of ranks has in each direction.
 pub const COUNTERS: usize = 64;
