@@ -9,5 +9,6 @@ pub mod cause;
 pub mod coll;
 pub mod group;
 pub mod link;
+pub mod rendezvous;
 pub mod secure;
 pub mod wait;

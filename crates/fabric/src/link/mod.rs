@@ -12,7 +12,7 @@ mod memory;
 pub mod mesh;
 pub mod pulse;
 pub mod shm;
-mod socket;
+pub(crate) mod socket;
 pub mod tcp;
 
 /// Counters that each pair of ranks has in each direction.

@@ -28,9 +28,11 @@ pub const BEAT_MS: u32 = 50;
 pub const SILENT_AFTER_MS: u32 = 400;
 /// The same for one that was not heard yet in this epoch: it may still be connecting to others.
 const FIRST_BEAT_AFTER: Duration = Duration::from_secs(5);
-/// How long a broken data connection waits for its pulse to tell more: a peer that leaves because
-/// of another rank's fault says so there.
-const GRACE: Duration = Duration::from_millis(5);
+/// How long a broken data connection waits for its pulse, which knows more: whether the peer leaves
+/// because of another rank's fault, or because its process ended and so both connections did.
+const GRACE: Duration = Duration::from_millis(100);
+/// How often it looks.
+const GRACE_LOOK: Duration = Duration::from_millis(1);
 
 /// A message is a byte that says what it is, and for an end its cause.
 const MESSAGE_BYTES_MAX: usize = 1 + CAUSE_BYTES;
@@ -338,13 +340,17 @@ impl Pulse {
         self.shared.end(why);
     }
 
-    /// The data connection to a peer is broken. Takes some milliseconds, in which the pulse may
-    /// tell why; a peer that has left on purpose is no fault.
+    /// The data connection to a peer is broken; a peer that has left on purpose is no fault. Blocks
+    /// until the pulse has told why, or has nothing to tell.
     pub(crate) fn broken(&self, peer: usize, why: String) {
-        poll([self.over().interest()].into_iter(), GRACE);
-        if !self.shared.has_left(peer) {
-            self.shared.lost(peer, LostCause::Disconnected(why));
+        let begun = Instant::now();
+        while begun.elapsed() < GRACE {
+            if self.over().is_set() || self.shared.has_left(peer) {
+                return;
+            }
+            poll([self.over().interest()].into_iter(), GRACE_LOOK);
         }
+        self.shared.lost(peer, LostCause::Disconnected(why));
     }
 
     /// As if the process had ended.

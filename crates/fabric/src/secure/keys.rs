@@ -7,7 +7,7 @@ use std::fmt;
 
 use ring::{hkdf, hmac};
 
-use super::random;
+use super::{hex, random, unhex};
 
 /// What the ranks of an epoch share, and nobody else knows.
 #[derive(Clone, PartialEq, Eq)]
@@ -36,6 +36,15 @@ impl EpochSecret {
     /// A new one.
     pub fn generate() -> EpochSecret {
         EpochSecret(random())
+    }
+
+    /// For a message on a control connection.
+    pub(crate) fn to_hex(&self) -> String {
+        hex(&self.0)
+    }
+
+    pub(crate) fn from_hex(text: &str) -> Option<EpochSecret> {
+        unhex(text).map(EpochSecret)
     }
 
     /// Confirms `parts` as message `label` of a handshake.

@@ -1,9 +1,11 @@
-//! What keeps strangers out and bytes private between machines: the policy, the keys of an epoch, and sealed records.
+//! What keeps strangers out and bytes private between machines: the policy, the token with which
+//! ranks join, the keys of an epoch, and sealed records.
 //!
 //! Pure but for random numbers. Does not know sockets; certificates and TLS are `rendezvous`'s.
 
 mod keys;
 mod record;
+mod token;
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::keys::{Confirmation, Direction, EpochSecret, PairKeys};
 pub use self::record::{Opener, RECORD_BYTES_MAX, RECORD_EXTRA_BYTES, RecordError, Sealer};
+pub(crate) use self::token::Side;
+pub use self::token::{Proof, Token, TokenError};
 
 /// What is protected between machines. Both ends of a connection have the same one; whoever is
 /// offered another refuses.
@@ -79,4 +83,20 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
         .fill(&mut bytes)
         .expect("the operating system has random numbers once it has started");
     bytes
+}
+
+/// Bytes as text.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The other way, for a fixed length.
+pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits: Option<Vec<u32>> = text.chars().map(|c| c.to_digit(16)).collect();
+    let digits = digits.filter(|digits| digits.len() == 2 * N)?;
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = (pair[0] << 4 | pair[1]) as u8;
+    }
+    Some(bytes)
 }

@@ -25,7 +25,8 @@ fn options(rank: usize, addresses: &[SocketAddr], secret: &EpochSecret) -> TcpOp
         policy: Policy::Off,
         timeout: PATIENCE,
     };
-    TcpOptions::new(mesh, ARENA)
+    // Long enough for a machine that has other things to do.
+    TcpOptions { silent_after: PATIENCE, ..TcpOptions::new(mesh, ARENA) }
 }
 
 /// Runs `work` on each rank of an epoch and returns what they returned.
