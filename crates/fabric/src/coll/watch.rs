@@ -90,7 +90,7 @@ impl<'a> Watch<'a> {
             return Err(self.judge(said));
         }
         match self.limit {
-            Some(limit) if waited >= limit => Err(self.late(member, waited)),
+            Some(limit) if waited >= limit => Err(self.late(member, limit)),
             _ => Ok(()),
         }
     }
@@ -119,8 +119,9 @@ impl<'a> Watch<'a> {
         Some(Header::decode(bytes.first_chunk().expect("a header's length")))
     }
 
-    /// A wait has taken too long. Who waits for somebody else in the same call is not to blame.
-    fn late(&self, member: usize, waited: Duration) -> GroupError {
+    /// A wait has taken too long. Who waits for somebody else in the same call is not to blame. The
+    /// limit is named rather than the time, so that two ranks that notice at once say the same.
+    fn late(&self, member: usize, limit: Duration) -> GroupError {
         let lanes = self.lanes;
         let mut to_blame = member;
         for _ in 0..lanes.count() {
@@ -138,7 +139,7 @@ impl<'a> Watch<'a> {
             epoch: lanes.link.epoch(),
             cause: LostCause::Late {
                 call: self.mark.to_string(),
-                after_ms: waited.as_millis().try_into().unwrap_or(u32::MAX),
+                after_ms: limit.as_millis().try_into().unwrap_or(u32::MAX),
             },
         })
     }
