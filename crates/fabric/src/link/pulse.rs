@@ -6,6 +6,7 @@
 //! knows a peer: a connection that breaks means a process that ended; no beats mean a machine or a
 //! wire that is gone, or a process that was stopped.
 
+use std::fmt::Display;
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
@@ -280,9 +281,9 @@ impl Shared {
             Some(last) => (last, self.silent_after),
             None => (begun, FIRST_BEAT_AFTER.max(self.silent_after)),
         };
-        let silent = since.elapsed();
-        if silent > limit && !self.has_left(reader.peer) {
-            self.lost(reader.peer, LostCause::Silent(silent.as_millis() as u32));
+        if since.elapsed() > limit && !self.has_left(reader.peer) {
+            // The limit rather than the time: two ranks that notice at once say the same.
+            self.lost(reader.peer, LostCause::Silent(limit.as_millis() as u32));
         }
     }
 }
@@ -342,7 +343,7 @@ impl Pulse {
 
     /// The data connection to a peer is broken; a peer that has left on purpose is no fault. Blocks
     /// until the pulse has told why, or has nothing to tell.
-    pub(crate) fn broken(&self, peer: usize, why: String) {
+    pub(crate) fn broken(&self, peer: usize, why: &dyn Display) {
         let begun = Instant::now();
         while begun.elapsed() < GRACE {
             if self.over().is_set() || self.shared.has_left(peer) {
@@ -350,7 +351,7 @@ impl Pulse {
             }
             poll([self.over().interest()].into_iter(), GRACE_LOOK);
         }
-        self.shared.lost(peer, LostCause::Disconnected(why));
+        self.shared.lost(peer, LostCause::Disconnected(why.to_string()));
     }
 
     /// As if the process had ended.
@@ -367,14 +368,21 @@ impl Pulse {
     }
 }
 
-impl Drop for Pulse {
-    fn drop(&mut self) {
+impl Pulse {
+    /// Tells the others that this rank leaves on purpose, unless the epoch is over anyway.
+    pub(crate) fn leave(&mut self) {
         self.shared.stopped.store(true, Ordering::Release);
         self.shared.stop.ring();
         if let Some(thread) = self.thread.take() {
             // The thread does not panic, and there is nothing to do if it did.
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Pulse {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 

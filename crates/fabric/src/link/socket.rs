@@ -8,6 +8,10 @@ use std::time::Duration;
 /// Pieces of one system call.
 const PIECES: usize = 16;
 
+/// Descriptors of one poll: all peers, and what wakes a sleeper. On the stack, for a wait allocates
+/// nothing.
+const DESCRIPTORS_MAX: usize = super::mesh::RANKS_MAX + 2;
+
 /// What to poll a descriptor for.
 #[derive(Clone, Copy)]
 pub(crate) struct Interest {
@@ -17,20 +21,20 @@ pub(crate) struct Interest {
 
 /// Sleeps until one of the descriptors is ready or has failed, at most so long. A signal ends it.
 pub(crate) fn poll(interests: impl Iterator<Item = Interest>, at_most: Duration) {
-    // The list is on the heap: polling is what a rank does once it has nothing better to do.
-    let mut list: Vec<libc::pollfd> = interests
-        .map(|Interest { fd, write }| {
-            let events = libc::POLLIN | if write { libc::POLLOUT } else { 0 };
-            libc::pollfd { fd, events, revents: 0 }
-        })
-        .collect();
+    let mut list = [libc::pollfd { fd: -1, events: 0, revents: 0 }; DESCRIPTORS_MAX];
+    let mut count = 0;
+    for (entry, Interest { fd, write }) in list.iter_mut().zip(interests) {
+        entry.fd = fd;
+        entry.events = libc::POLLIN | if write { libc::POLLOUT } else { 0 };
+        count += 1;
+    }
     let limit = libc::timespec {
         tv_sec: at_most.as_secs().min(3600) as libc::time_t,
         tv_nsec: at_most.subsec_nanos().into(),
     };
     // SAFETY: the list and the limit live through the call; no signal mask is given.
     unsafe {
-        libc::ppoll(list.as_mut_ptr(), list.len() as libc::nfds_t, &limit, std::ptr::null());
+        libc::ppoll(list.as_mut_ptr(), count, &limit, std::ptr::null());
     }
 }
 

@@ -4,11 +4,15 @@
 
 mod suite;
 
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_fabric::link::Link;
+use pomona_fabric::link::mesh::MeshOptions;
 use pomona_fabric::link::shm::{ShmEpoch, ShmOptions};
+use pomona_fabric::link::tcp::{TcpLink, TcpOptions};
+use pomona_fabric::secure::{EpochSecret, Policy};
 use pomona_types::GroupError;
 use suite::contract;
 
@@ -84,4 +88,40 @@ impl Link for PutsOnly {
     }
 }
 
-contract!(shm, puts);
+/// TCP over the loopback interface, in clear.
+fn tcp(ranks: usize, arena_bytes: usize) -> Vec<Arc<dyn Link>> {
+    tcp_with(Policy::Off, ranks, arena_bytes)
+}
+
+/// The same with sealed records.
+fn sealed(ranks: usize, arena_bytes: usize) -> Vec<Arc<dyn Link>> {
+    tcp_with(Policy::Seal, ranks, arena_bytes)
+}
+
+fn tcp_with(policy: Policy, ranks: usize, arena_bytes: usize) -> Vec<Arc<dyn Link>> {
+    let listeners: Vec<_> = (0..ranks).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let addresses: Vec<_> =
+        listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+    let secret = EpochSecret::generate();
+    let connect = |rank: usize| -> Arc<dyn Link> {
+        let mesh = MeshOptions {
+            rank,
+            addresses: addresses.clone(),
+            epoch: 1,
+            secret: secret.clone(),
+            policy,
+            timeout: Duration::from_secs(20),
+        };
+        // For a machine that runs many tests at once.
+        let (silent_after, spins) = (Duration::from_secs(20), 10);
+        let options = TcpOptions { silent_after, spins, ..TcpOptions::new(mesh, arena_bytes) };
+        Arc::new(TcpLink::connect(&listeners[rank], &options).unwrap())
+    };
+    let connect = &connect;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..ranks).map(|rank| scope.spawn(move || connect(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+contract!(shm, puts, tcp, sealed);

@@ -9,7 +9,7 @@
 mod frame;
 mod stream;
 
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -35,6 +35,8 @@ const LOOK_AROUND_EVERY: u32 = 16;
 const PUT_SPINS: u32 = 200;
 /// And how long it sleeps at most, lest another thread's read is missed.
 const PUT_NAP: Duration = Duration::from_millis(5);
+/// Reads of what a peer still sent when the link is dropped.
+const DRAINS_MAX: usize = 1000;
 /// Parts of one put.
 const PARTS_MAX: usize = 63;
 
@@ -64,7 +66,7 @@ struct Peer {
     incoming: Mutex<Incoming>,
     outgoing: Mutex<Outgoing>,
     counts: [AtomicU32; COUNTERS],
-    connection: std::net::TcpStream,
+    connection: TcpStream,
 }
 
 impl Peer {
@@ -133,7 +135,7 @@ impl TcpLink {
 
     fn broken(&self, rank: usize, why: Broken) {
         match why {
-            Broken::Closed | Broken::Io(_) => self.pulse.broken(rank, why.to_string()),
+            Broken::Closed | Broken::Io(_) => self.pulse.broken(rank, &why),
             Broken::Frame(_) | Broken::Record(_) => {
                 self.pulse.lost(rank, LostCause::Disconnected(why.to_string()));
             }
@@ -274,11 +276,16 @@ impl Link for TcpLink {
 
 impl Drop for TcpLink {
     fn drop(&mut self) {
-        // A connection that is closed with bytes to read takes what it still has to send with it.
+        // Before the data ends, so that nobody takes its end for a fault.
+        self.pulse.leave();
         for peer in self.peers.iter().flatten() {
-            let _ = peer.connection.shutdown(std::net::Shutdown::Write);
+            // A connection that is closed with bytes to read forgets what it still has to send.
+            let _ = peer.connection.shutdown(Shutdown::Write);
+            let inbox = Inbox { memory: &self.memory, counts: &peer.counts };
+            let read = || lock(&peer.incoming).step(&inbox).is_ok_and(|step| step != Step::Idle);
+            // A peer that sends for ever gets its connection closed all the same.
+            let _ = (0..DRAINS_MAX).all(|_| read());
         }
-        self.read_from_all();
     }
 }
 
