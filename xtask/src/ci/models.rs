@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::workshop::{MODELS, Workshop, run};
+use super::workshop::{MODELS, Workshop, install, is_there, run};
 
 /// The release binary, as a user builds it.
 pub fn build(shop: &Workshop) -> Result<()> {
@@ -33,5 +33,29 @@ pub fn test(shop: &Workshop) -> Result<()> {
             None => println!("SKIPPED: tests that need {name}, which was not pulled"),
         }
     }
+    required.extend(machines(shop));
     run(command.env("POMONA_REQUIRE", required.join(",")))
+}
+
+/// What tests between machines need, installed where that is possible; the names of what is there.
+fn machines(shop: &Workshop) -> Vec<&'static str> {
+    let mut here = Vec::new();
+    let may_join = is_there("ip", "-V") || installed(shop, "iproute2");
+    let mut unshare = shop.command("unshare");
+    unshare.args(["--net", "true"]);
+    if may_join && unshare.status().is_ok_and(|status| status.success()) {
+        here.push("namespaces");
+    }
+    if is_there("fi_info", "--version") || installed(shop, "libfabric-bin") {
+        here.push("libfabric");
+    }
+    here
+}
+
+fn installed(shop: &Workshop, package: &str) -> bool {
+    let done = install(shop, package);
+    if let Err(error) = &done {
+        println!("SKIPPED: tests that need {package}: {error}");
+    }
+    done.is_ok()
 }
