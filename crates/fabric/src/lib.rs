@@ -9,6 +9,7 @@ pub mod cause;
 pub mod coll;
 pub mod group;
 pub mod link;
+pub mod measure;
 pub mod rendezvous;
 pub mod secure;
 pub mod wait;

@@ -50,11 +50,6 @@ impl Bed {
     pub fn address(&self, at: usize) -> String {
         format!("10.77.0.{}", at + 1)
     }
-
-    /// Pulls a machine's cable.
-    pub fn unplug(&self, at: usize) {
-        ip(&["-n", &self.machine(at), "link", "set", "eth0", "down"]).unwrap();
-    }
 }
 
 impl Drop for Bed {
@@ -73,7 +68,8 @@ pub fn inside(namespace: &str, program: &std::path::Path) -> Command {
     command
 }
 
-fn ip(words: &[&str]) -> Result<(), String> {
+/// Runs `ip`; the error has what it said.
+pub fn ip(words: &[&str]) -> Result<(), String> {
     let output = Command::new("ip").args(words).output();
     let output = output.map_err(|error| format!("cannot run ip (iproute2): {error}"))?;
     if output.status.success() {
