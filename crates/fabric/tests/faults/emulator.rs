@@ -138,7 +138,7 @@ impl Shared {
         while let Ok(got @ 1..) = from.read(&mut chunk) {
             let begun = Instant::now();
             let mut wait = self.wire.delay + self.wire.delay.mul_f64(chance.fraction());
-            if self.wire.stall_every.is_some_and(|every| chance.next() % every == 0) {
+            if self.wire.stall_every.is_some_and(|every| chance.next().is_multiple_of(every)) {
                 wait += self.wire.stall;
             }
             if let Some(rate) = self.wire.rate {
