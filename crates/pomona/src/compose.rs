@@ -22,9 +22,9 @@ use crate::cli::EngineArgs;
 use crate::memory::{self, Fit, Needs, Wishes};
 use crate::models::progress::say;
 use crate::models::{Resolved, Surroundings, catalogue, resolve};
-use replica::{Placed, Running};
+use replica::Running;
 
-pub use follow::follow;
+pub use follow::Follower;
 pub use weights::{Weights, cpu_ops, threads};
 
 /// Memory that a system has which does not say how much.
@@ -122,7 +122,12 @@ pub fn wishes(
 ) -> Result<Wishes> {
     let division = Division::new(checkpoint.spec(), args.parallel.division())?;
     let ranks = 0..division.parallel.ranks();
-    let replica = ranks.map(|rank| rank_needs(checkpoint, &division, rank, args)).sum();
+    let ranks = ranks.map(|rank| rank_needs(checkpoint, &division, rank, args));
+    let replica = match args.nodes.apart() {
+        // Each has a machine of its own. What the others have is known when they join.
+        true => ranks.reduce(Needs::max).unwrap_or_default(),
+        false => ranks.sum(),
+    };
     let replicas = args.parallel.data_parallel_size as usize;
     let ranks: Needs = std::iter::repeat_n(replica, replicas).sum();
     let draft = draft.map_or(Ok(Needs::default()), |draft| draft_needs(checkpoint, draft, args))?;
@@ -212,8 +217,7 @@ impl Prepared {
     pub fn load_with_template(self, template: Option<&str>) -> Result<Loaded> {
         let (tokenizer, placed) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| self.tokenizer());
-            let replicas = 0..self.args.parallel.data_parallel_size as usize;
-            let placed: Result<Vec<Placed>> = replicas.map(|replica| self.place(replica)).collect();
+            let placed = self.place_all();
             (tokenizer.join().unwrap_or_else(|_| Err(anyhow!("the tokenizer failed"))), placed)
         });
         let (tokenizer, placed) = (tokenizer?, placed?);

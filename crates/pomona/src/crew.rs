@@ -1,102 +1,160 @@
-//! The processes of a divided model: the first rank starts the others on this machine, and sees
-//! when one ends.
+//! The other ranks of a divided model, as the first one has them: processes that it starts on this
+//! machine, or nodes that join it.
 
-use std::io::stdin;
-use std::os::fd::AsFd;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use pomona_fabric::group::GroupOptions;
+use pomona_fabric::group::local::{LocalGroup, LocalMember, LocalOptions};
 use pomona_fabric::link::Link;
-use pomona_fabric::link::shm::{ShmEpoch, ShmOptions};
+use pomona_fabric::rendezvous::{EpochPlan, Fingerprint, Lobby, LobbyOptions, Member};
+use pomona_fabric::secure::Token;
 use pomona_types::{GroupError, LostCause};
+use serde::{Deserialize, Serialize};
 
 use crate::cli::EngineArgs;
+use crate::models::progress::say;
 
 /// Of each rank: what it is sent lies there until it has taken it. Only what is used takes memory.
 const ARENA_BYTES: usize = 256 << 20;
+/// How long nodes may take to join.
+const JOIN_LIMIT: Duration = Duration::from_secs(600);
+/// How long a node may take to find the weights.
+const PREPARATION: Duration = Duration::from_secs(60);
+/// How long ranks may take to connect to each other.
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
-/// The other ranks, running.
+/// The ranks of one replica but the first, running.
 pub struct Crew {
     link: Arc<dyn Link>,
-    ending: Arc<AtomicBool>,
-    watchers: Vec<JoinHandle<()>>,
+    /// Dropped last: it ends them.
+    _held: Held,
+}
+
+/// What keeps them.
+enum Held {
+    Local { _group: LocalGroup },
+    Nodes { _members: Vec<Member>, link: Arc<dyn Link> },
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Held::Nodes { link, .. } = self {
+            // Those that were told so have ended; the others end now.
+            link.abort(GroupError::Ended("the first rank has ended".to_owned()));
+        }
+    }
+}
+
+/// What nodes are told to do.
+#[derive(Serialize, Deserialize)]
+pub struct Task {
+    /// The model as the leader names it.
+    pub model: String,
+    /// The leader's flags for the engine.
+    pub flags: Vec<String>,
+}
+
+/// Where nodes come to, for all replicas.
+pub struct Door {
+    lobby: Lobby,
+    epoch: u32,
+}
+
+impl Door {
+    /// Opens it, if the flags say so, for nodes that have these weights.
+    pub fn open(model: &str, args: &EngineArgs, weights: Fingerprint) -> Result<Option<Door>> {
+        let nodes = &args.nodes;
+        let Some(address) = &nodes.node_listen else { return Ok(None) };
+        let token = match &nodes.token {
+            Some(text) => text.parse().context("--token")?,
+            None => Token::generate(),
+        };
+        let task = Task { model: model.to_owned(), flags: args.to_flags() };
+        let options = LobbyOptions {
+            token: token.clone(),
+            policy: nodes.node_security,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            task: serde_json::to_string(&task)?,
+            fingerprint: weights,
+            preparation: PREPARATION,
+        };
+        let lobby = Lobby::open(address.as_str(), options)?;
+        let wanted = args.parallel.processes() - args.parallel.data_parallel_size as usize;
+        say(&format!(
+            "waiting for {wanted} of: pomona node --join {} --token {}",
+            lobby.address(),
+            if nodes.token.is_some() { "TOKEN" } else { token.reveal() },
+        ));
+        Ok(Some(Door { lobby, epoch: 0 }))
+    }
+
+    /// Takes the nodes of one replica.
+    fn take(&mut self, ranks: usize) -> Result<Crew> {
+        let members = self.lobby.take(ranks - 1, JOIN_LIMIT)?;
+        self.epoch += 1;
+        let (epoch, task) = (self.epoch, String::new());
+        let plan = EpochPlan { epoch, arena_bytes: ARENA_BYTES, timeout: CONNECT_LIMIT, task };
+        let link: Arc<dyn Link> = Arc::new(self.lobby.start(&members, &plan)?);
+        Ok(Crew { link: link.clone(), _held: Held::Nodes { _members: members, link } })
+    }
 }
 
 impl Crew {
-    /// Starts ranks 1 and up of one of a model's replicas as processes of this machine.
-    pub fn start(model: &str, replica: usize, args: &EngineArgs) -> Result<Crew> {
+    /// Finds the ranks from 1 on of one of a model's replicas: at the door if there is one,
+    /// otherwise it starts them on this machine.
+    pub fn find(
+        (model, replica): (&str, usize),
+        args: &EngineArgs,
+        door: Option<&mut Door>,
+    ) -> Result<Crew> {
         let ranks = args.parallel.division().ranks();
-        let epoch = ShmEpoch::create(ShmOptions::new(ranks, ARENA_BYTES))
-            .context("cannot make the memory that ranks share")?;
-        let link: Arc<dyn Link> = Arc::new(epoch.link(0).context("an epoch has a rank 0")?);
-        let program = std::env::current_exe().context("cannot find this program's file")?;
-        let ending = Arc::new(AtomicBool::new(false));
-        let mut crew = Crew { link, ending, watchers: Vec::new() };
-        for rank in 1..ranks {
-            let child = Command::new(&program)
-                .args(["rank", model, "--rank", &rank.to_string()])
-                .args(["--replica", &replica.to_string()])
-                .args(args.to_flags())
-                .stdin(Stdio::from(epoch.descriptor().try_clone_to_owned()?))
-                .spawn()
-                .with_context(|| format!("cannot start the process of rank {rank}"))?;
-            crew.watch(rank, child)?;
+        if let Some(door) = door {
+            return door.take(ranks);
         }
-        Ok(crew)
+        let program = std::env::current_exe().context("cannot find this program's file")?;
+        let group =
+            GroupOptions { identity: identity(), ranks_min: ranks, ..GroupOptions::new(ranks) };
+        let options = LocalOptions { group, spares: 0, arena_bytes: ARENA_BYTES };
+        let group = LocalGroup::spawn(&options, |_| {
+            let mut command = Command::new(&program);
+            command.args(["rank", model, "--replica", &replica.to_string()]).args(args.to_flags());
+            command
+        });
+        let group = group.context("cannot start the processes of the other ranks")?;
+        let link = group.next_epoch().context("the other ranks did not start")?;
+        Ok(Crew { link, _held: Held::Local { _group: group } })
     }
 
     /// The first rank's own ends.
     pub fn link(&self) -> Arc<dyn Link> {
         self.link.clone()
     }
-
-    /// Has a thread wait for the process's end, which ends the group unless that is its time.
-    fn watch(&mut self, rank: usize, mut child: Child) -> Result<()> {
-        let (link, ending) = (self.link.clone(), self.ending.clone());
-        let watch = move || {
-            let _ = child.wait();
-            if !ending.load(Ordering::Acquire) {
-                let (epoch, cause) = (link.epoch(), LostCause::Exited);
-                link.abort(GroupError::PeerLost { rank, epoch, cause });
-            }
-        };
-        let name = format!("pomona-rank-{rank}");
-        self.watchers.push(std::thread::Builder::new().name(name).spawn(watch)?);
-        Ok(())
-    }
 }
 
-impl Drop for Crew {
-    fn drop(&mut self) {
-        self.ending.store(true, Ordering::Release);
-        // Those that were told so have ended; the others end now.
-        self.link.abort(GroupError::Ended("the first rank has ended".to_owned()));
-        for watcher in self.watchers.drain(..) {
-            // It cannot panic; there is nothing to learn from it.
-            let _ = watcher.join();
-        }
-    }
+/// What ranks of one group have to agree on before anything else.
+fn identity() -> String {
+    format!("pomona {}", env!("CARGO_PKG_VERSION"))
 }
 
-/// Takes the place of a rank in the process that was started for it.
-pub fn join(rank: usize) -> Result<Arc<dyn Link>> {
-    let shared = stdin().as_fd().try_clone_to_owned()?;
-    let epoch = ShmEpoch::open(shared).context(
+/// Takes the place that was kept for this process.
+pub fn join() -> Result<LocalMember> {
+    LocalMember::join(&identity()).context(
         "`pomona rank` is started by the first rank: write --tensor-parallel-size or the like to \
          `pomona serve`",
-    )?;
-    let link = epoch.link(rank).with_context(|| format!("there is no rank {rank}"))?;
-    Ok(Arc::new(link))
+    )
 }
 
 /// Tells the other ranks why this one ends, if it is not because the group has.
 pub fn leave(link: &dyn Link, outcome: Result<()>) -> Result<()> {
     let Err(error) = outcome else { return Ok(()) };
-    if matches!(link.aborted(), Some(GroupError::Ended(_))) {
-        return Ok(());
+    if let Some(why) = link.aborted() {
+        return match why {
+            GroupError::Ended(_) => Ok(()),
+            why => Err(why.into()),
+        };
     }
     let (rank, epoch) = (link.rank(), link.epoch());
     let cause = LostCause::Failed(format!("{error:#}"));

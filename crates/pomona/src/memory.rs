@@ -47,6 +47,15 @@ impl Needs {
     pub fn program() -> Needs {
         Needs { scratch_bytes: PROGRAM_BYTES, ..Needs::default() }
     }
+
+    /// What either needs at most, of each.
+    pub fn max(self, other: Needs) -> Needs {
+        Needs {
+            weight_bytes: self.weight_bytes.max(other.weight_bytes),
+            block_bytes: self.block_bytes.max(other.block_bytes),
+            scratch_bytes: self.scratch_bytes.max(other.scratch_bytes),
+        }
+    }
 }
 
 impl std::ops::Add for Needs {

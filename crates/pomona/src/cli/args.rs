@@ -108,6 +108,36 @@ pub struct EngineArgs {
 
     #[command(flatten)]
     pub parallel: ParallelArgs,
+
+    #[command(flatten)]
+    pub nodes: NodesArgs,
+}
+
+/// Whether ranks are on other machines.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Parallelism")]
+pub struct NodesArgs {
+    /// Take the other ranks from other machines, which join here by `pomona node --join` [default:
+    /// they are processes of this machine]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub node_listen: Option<String>,
+    /// What nodes must know to join: 16 characters or more [default: a new one, printed]
+    #[arg(long, env = "POMONA_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// What is protected between machines: off, auth (mutual TLS for control) or seal (and all data
+    /// encrypted)
+    #[arg(long, value_name = "POLICY", default_value = "seal")]
+    pub node_security: pomona_fabric::secure::Policy,
+    /// This is one of those machines.
+    #[arg(skip)]
+    pub joined: bool,
+}
+
+impl NodesArgs {
+    /// Whether each machine has one rank of a replica.
+    pub fn apart(&self) -> bool {
+        self.joined || self.node_listen.is_some()
+    }
 }
 
 /// Over how many ranks a model is divided: processes of this machine, or of several.

@@ -6,6 +6,7 @@ mod cache;
 mod chat;
 mod conversation;
 mod inspect;
+mod node;
 mod perplexity;
 mod pull;
 mod rank;
@@ -72,6 +73,9 @@ enum Verb {
     Bench(Box<bench::BenchArgs>),
     /// Show the tokens of a text
     Tokenize(tokenize::TokenizeArgs),
+    /// Lend this machine to a model that another one serves
+    #[command(after_help = node::EXAMPLES)]
+    Node(Box<node::NodeArgs>),
     /// One rank of a divided model: started by the first of them
     #[command(hide = true)]
     Rank(Box<rank::RankArgs>),
@@ -117,6 +121,7 @@ impl Cli {
             Verb::Bench(args) => bench::run(args),
             Verb::Tokenize(args) => tokenize::run(args),
             Verb::Perplexity(args) => perplexity::run(args),
+            Verb::Node(args) => node::run(args),
             Verb::Rank(args) => rank::run(args),
         }
     }

@@ -4,16 +4,14 @@ use anyhow::Result;
 use clap::Args;
 
 use super::args::EngineArgs;
-use crate::{compose, crew};
+use crate::compose::Follower;
+use crate::crew;
 
 /// Flags of `rank`.
 #[derive(Args, Debug)]
 pub struct RankArgs {
     /// As the first rank names it
     model: String,
-    /// Which one this is
-    #[arg(long)]
-    rank: usize,
     /// Of which of the replicas
     #[arg(long)]
     replica: usize,
@@ -23,9 +21,9 @@ pub struct RankArgs {
 
 /// Runs the verb: until the first rank says that it is over, or is gone.
 pub fn run(args: &RankArgs) -> Result<()> {
-    let link = crew::join(args.rank)?;
-    crew::leave(
-        link.as_ref(),
-        compose::follow(&args.model, args.replica, &args.engine, link.clone()),
-    )
+    let member = crew::join()?;
+    // An error means that there is none, as the first rank has ended: it tells its user why.
+    let Ok(link) = member.next_epoch() else { return Ok(()) };
+    let follow = || Follower::open(&args.model, &args.engine)?.follow(args.replica, link.clone());
+    crew::leave(link.as_ref(), follow())
 }

@@ -5,32 +5,30 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use pomona_engine::{FollowConfig, Seat};
 use pomona_fabric::link::Link;
+use pomona_fabric::rendezvous::Fingerprint;
 use pomona_models::{Checkpoint, Division};
 use pomona_types::Collective;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::replica::take_cores;
-use super::{Prepared, Weights, open_to_load, threads};
+use super::{Prepared, Weights, open_to_load, rank_needs, threads};
 use crate::cli::EngineArgs;
-use crate::memory::Fit;
+use crate::memory::{Fit, Needs};
+use crate::models::Resolved;
+use crate::models::progress::human_bytes;
 
 /// What the first rank tells the others.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Setup {
-    version: String,
-    weights: String,
+    weights: Fingerprint,
     fit: Fit,
 }
 
 impl Setup {
     /// Of a model that is about to be loaded.
     pub(super) fn of(prepared: &Prepared) -> Result<Setup> {
-        Ok(Setup {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            weights: digest(&prepared.checkpoint)?,
-            fit: prepared.fit,
-        })
+        Ok(Setup { weights: digest(&prepared.checkpoint)?, fit: prepared.fit })
     }
 
     pub(super) fn send(&self, world: &dyn Collective) -> Result<()> {
@@ -43,48 +41,85 @@ impl Setup {
         world.broadcast(0, &mut message)?;
         serde_json::from_slice(&message).context("the first rank is of another version of Pomona")
     }
+}
 
-    /// Refuses to be part of another model, or of another Pomona.
-    fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let own = env!("CARGO_PKG_VERSION");
-        if self.version != own {
-            bail!("this rank is Pomona {own}, the first one {}: install one version", self.version);
+/// Differs where weights do: names, shapes, formats, and some numbers of each tensor.
+pub(super) fn digest(checkpoint: &Checkpoint) -> Result<Fingerprint> {
+    let mut hash = Sha256::new();
+    checkpoint.sample(&mut |bytes| hash.update(bytes))?;
+    Ok(hash.finalize().into())
+}
+
+/// A rank of a model that another process leads, before it has its place.
+pub struct Follower {
+    name: String,
+    args: EngineArgs,
+    resolved: Resolved,
+    checkpoint: Checkpoint,
+    weights: Fingerprint,
+}
+
+impl Follower {
+    /// Finds the model and reads its headers.
+    pub fn open(name: &str, args: &EngineArgs) -> Result<Follower> {
+        let (resolved, checkpoint) = open_to_load(name, args)?;
+        let weights = digest(&checkpoint)?;
+        let (name, args) = (name.to_owned(), args.clone());
+        Ok(Follower { name, args, resolved, checkpoint, weights })
+    }
+
+    /// Tells the weights from others.
+    pub fn weights(&self) -> Fingerprint {
+        self.weights
+    }
+
+    /// Takes the place that the link has, loads, and follows until the leader says that it is over.
+    pub fn follow(self, replica: usize, link: Arc<dyn Link>) -> Result<()> {
+        let Follower { name, args, resolved, checkpoint, weights } = self;
+        if !args.nodes.apart() {
+            take_cores(replica * link.ranks() + link.rank(), threads(&args));
         }
-        if self.weights != digest(checkpoint)? {
+        let rank = link.rank();
+        let division = Division::new(checkpoint.spec(), args.parallel.division())?;
+        let Seat { world, ranks } = Seat::take(link, &division)?;
+        let Setup { weights: theirs, fit } = Setup::receive(world.as_ref())?;
+        if theirs != weights {
             bail!("this rank has other weights than the first one: give both the same files");
         }
+        if args.nodes.apart() {
+            has_room(&rank_needs(&checkpoint, &division, rank, &args), &fit)?;
+        }
+        let stages = division.parallel.pipeline as usize;
+        let draft = None;
+        let prepared = Prepared { name, division, resolved, checkpoint, fit, draft, args };
+        let Weights { model, ops, finishing, .. } = prepared.load_weights_of(Some(ranks))?;
+        world.barrier()?;
+        let config = FollowConfig {
+            max_num_seqs: prepared.args.max_num_seqs,
+            max_num_batched_tokens: prepared.args.max_num_batched_tokens,
+            kv_dtype: prepared.kv_dtype(),
+            kv_blocks: fit.kv_blocks,
+            stages,
+        };
+        pomona_engine::follow(&config, model, ops.as_ref(), world.as_ref())?;
+        drop(finishing);
         Ok(())
     }
 }
 
-/// Differs where weights do: names, shapes, formats, and some numbers of each tensor.
-fn digest(checkpoint: &Checkpoint) -> Result<String> {
-    let mut hash = Sha256::new();
-    checkpoint.sample(&mut |bytes| hash.update(bytes))?;
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Runs one rank of a model that another process leads, until that says that it is over.
-pub fn follow(name: &str, replica: usize, args: &EngineArgs, link: Arc<dyn Link>) -> Result<()> {
-    take_cores(replica * link.ranks() + link.rank(), threads(args));
-    let (resolved, checkpoint) = open_to_load(name, args)?;
-    let division = Division::new(checkpoint.spec(), args.parallel.division())?;
-    let Seat { world, ranks } = Seat::take(link, &division)?;
-    let setup = Setup::receive(world.as_ref())?;
-    setup.check(&checkpoint)?;
-    let (name, args, fit, draft) = (name.to_owned(), args.clone(), setup.fit, None);
-    let stages = division.parallel.pipeline as usize;
-    let prepared = Prepared { name, division, resolved, checkpoint, fit, draft, args };
-    let Weights { model, ops, finishing, .. } = prepared.load_weights_of(Some(ranks))?;
-    world.barrier()?;
-    let config = FollowConfig {
-        max_num_seqs: prepared.args.max_num_seqs,
-        max_num_batched_tokens: prepared.args.max_num_batched_tokens,
-        kv_dtype: prepared.kv_dtype(),
-        kv_blocks: fit.kv_blocks,
-        stages,
-    };
-    pomona_engine::follow(&config, model, ops.as_ref(), world.as_ref())?;
-    drop(finishing);
-    Ok(())
+/// Refuses what this machine has no room for.
+fn has_room(needs: &Needs, fit: &Fit) -> Result<()> {
+    let kv = needs.block_bytes * u64::from(fit.kv_blocks);
+    let wanted = needs.weight_bytes + needs.scratch_bytes + kv;
+    match pomona_device::available_memory() {
+        Some(available) if available < wanted => bail!(
+            "this machine has {} available, its rank needs {} ({} of them for keys and values): \
+             stop other programs here, or give the leader less --kv-cache-memory or a larger \
+             --tensor-parallel-size",
+            human_bytes(available),
+            human_bytes(wanted),
+            human_bytes(kv),
+        ),
+        _ => Ok(()),
+    }
 }

@@ -9,10 +9,10 @@ use pomona_models::Checkpoint;
 use pomona_scheduler::batch::Ordering;
 use pomona_types::{Collective, Micros, Replica};
 
-use super::follow::Setup;
+use super::follow::{self, Setup};
 use super::{Prepared, Weights, threads};
 use crate::cli::Policy;
-use crate::crew::Crew;
+use crate::crew::{Crew, Door};
 use crate::models::progress::human_bytes;
 use crate::models::weight_cache::Finishing;
 
@@ -50,11 +50,19 @@ pub(super) fn as_one(running: &[Running]) -> Result<Arc<dyn Replica>> {
 }
 
 impl Prepared {
-    /// Starts the other ranks of a replica, and loads what this process has of it.
-    pub(super) fn place(&self, replica: usize) -> Result<Placed> {
+    /// Loads all replicas.
+    pub(super) fn place_all(&self) -> Result<Vec<Placed>> {
+        let weights = follow::digest(&self.checkpoint)?;
+        let mut door = Door::open(&self.name, &self.args, weights)?;
+        let replicas = 0..self.args.parallel.data_parallel_size as usize;
+        replicas.map(|replica| self.place(replica, door.as_mut())).collect()
+    }
+
+    /// Finds the other ranks of a replica, and loads what this process has of it.
+    fn place(&self, replica: usize, door: Option<&mut Door>) -> Result<Placed> {
         let crew = match self.division.parallel.ranks() {
             1 => None,
-            _ => Some(Crew::start(&self.name, replica, &self.args)?),
+            _ => Some(Crew::find((&self.name, replica), &self.args, door)?),
         };
         let seat = crew.as_ref().map(|crew| Seat::take(crew.link(), &self.division)).transpose()?;
         let (world, ranks) = seat.map(|seat| (seat.world, seat.ranks)).unzip();
@@ -95,7 +103,7 @@ impl Prepared {
         replica: usize,
         work: impl FnOnce() -> Result<T> + Send,
     ) -> Result<T> {
-        if self.args.parallel.processes() == 1 {
+        if self.args.parallel.processes() == 1 || self.args.nodes.apart() {
             return work();
         }
         let run = || {

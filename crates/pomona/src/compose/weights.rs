@@ -32,7 +32,11 @@ pub struct Weights {
 /// wait for each other: each step is cut into equal parts, and the slowest part is what it takes.
 /// The ranks of a divided model share the cores.
 pub fn threads(args: &EngineArgs) -> usize {
-    let cores = (Pool::default_threads() / args.parallel.processes()).max(1);
+    let sharing = match args.nodes.apart() {
+        true => args.parallel.data_parallel_size as usize,
+        false => args.parallel.processes(),
+    };
+    let cores = (Pool::default_threads() / sharing).max(1);
     args.threads.map_or(cores, |threads| usize::from(threads).min(cores))
 }
 
