@@ -3,5 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod replicas;
+mod revived;
 
 pub use replicas::Replicas;
+pub use revived::{Life, Maker, Revived};

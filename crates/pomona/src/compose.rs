@@ -191,7 +191,7 @@ pub struct Loaded {
 impl Loaded {
     /// Ends all requests, engines and ranks. Takes at most a step.
     pub fn stop(self) {
-        self.running.into_iter().for_each(Running::stop);
+        drop(self.running);
     }
 
     /// The same for the gateway, under these names.
@@ -215,33 +215,35 @@ impl Prepared {
 
     /// The same, with a chat template in place of the model's.
     pub fn load_with_template(self, template: Option<&str>) -> Result<Loaded> {
+        let (door, prepared) = (self.door()?, Arc::new(self));
         let (tokenizer, placed) = std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| self.tokenizer());
-            let placed = self.place_all();
+            let tokenizer = scope.spawn(|| prepared.tokenizer());
+            let placed = prepared.place_all(&door);
             (tokenizer.join().unwrap_or_else(|_| Err(anyhow!("the tokenizer failed"))), placed)
         });
         let (tokenizer, placed) = (tokenizer?, placed?);
         let text = |id: Option<u32>| id.map(|id| tokenizer.token_text(id));
         let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
         let template = template
-            .or(self.checkpoint.chat_template())
+            .or(prepared.checkpoint.chat_template())
             .map(|source| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()))
             .transpose()
             .context("cannot use the chat template; --chat-template FILE takes another")?;
-        let mut ends: Vec<u32> = self.checkpoint.eos_token_ids().to_vec();
+        let mut ends: Vec<u32> = prepared.checkpoint.eos_token_ids().to_vec();
         ends.extend(tokenizer.end_ids());
         ends.sort_unstable();
         ends.dedup();
-        let running = placed.into_iter().map(|placed| self.start(placed, &ends));
+        let ends: Arc<[u32]> = ends.into();
+        let running = placed.into_iter().map(|placed| prepared.run(placed, &ends, &door));
         let running: Vec<Running> = running.collect::<Result<_>>()?;
         let template = template.map(Arc::new);
-        let defaults = match catalogue::find(&self.resolved.name)? {
+        let defaults = match catalogue::find(&prepared.resolved.name)? {
             Some(entry) => SamplingDefaults {
                 temperature: entry.sampling.temperature,
                 top_p: entry.sampling.top_p,
                 ..SamplingDefaults::default()
             },
-            None => sampling_defaults(&self.resolved.path),
+            None => sampling_defaults(&prepared.resolved.path),
         };
         let replica = replica::as_one(&running)?;
         Ok(Loaded { replica, running, tokenizer: Arc::new(tokenizer), template, defaults })

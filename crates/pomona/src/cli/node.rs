@@ -63,8 +63,16 @@ struct Flags {
     engine: EngineArgs,
 }
 
-/// Runs the verb: until the leader ends.
+/// Runs the verb: until the leader ends. When ranks are lost, it joins again.
 pub fn run(args: &NodeArgs) -> Result<()> {
+    while let Some(error) = follow(args)? {
+        say(&format!("{error:#}: joining again"));
+    }
+    Ok(())
+}
+
+/// Joins, and follows to the end, or until ranks are lost.
+fn follow(args: &NodeArgs) -> Result<Option<anyhow::Error>> {
     let options = JoinOptions {
         leader: args.join.clone(),
         token: args.token.clone(),
@@ -86,10 +94,10 @@ pub fn run(args: &NodeArgs) -> Result<()> {
     let link = match seat.start(None) {
         Ok(started) => std::sync::Arc::new(started.link),
         // Spares that were not needed.
-        Err(JoinError::Channel(_)) => return Ok(()),
+        Err(JoinError::Channel(_)) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    crew::leave(link.as_ref(), follower.follow(0, link.clone()))
+    Ok(crew::leave(link.as_ref(), follower.follow(0, link.clone())).err())
 }
 
 impl NodeArgs {

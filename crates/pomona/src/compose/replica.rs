@@ -1,9 +1,9 @@
 //! One replica at work: an engine, and the other ranks of its model if that is divided.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, anyhow};
-use pomona_cluster::Replicas;
+use pomona_cluster::{Life, Replicas, Revived};
 use pomona_engine::{Engine, EngineConfig, Others, Seat};
 use pomona_models::Checkpoint;
 use pomona_scheduler::batch::Ordering;
@@ -24,8 +24,8 @@ pub(super) struct Placed {
     crew: Option<Crew>,
 }
 
-/// A replica at work.
-pub(super) struct Running {
+/// An engine with all that it needs.
+pub(super) struct Started {
     engine: Engine,
     /// Packed weights are still on their way to the disk, perhaps.
     _finishing: Finishing,
@@ -33,36 +33,84 @@ pub(super) struct Running {
     _crew: Option<Crew>,
 }
 
+impl Life for Started {
+    fn replica(&self) -> Arc<dyn Replica> {
+        self.engine.replica()
+    }
+}
+
+/// A replica at work. One with other ranks is made again when one of them is lost.
+pub(super) enum Running {
+    Alone(Started),
+    Divided(Revived),
+}
+
 impl Running {
-    /// Ends all its requests, and its ranks.
-    pub(super) fn stop(self) {
-        self.engine.stop();
+    fn replica(&self) -> Arc<dyn Replica> {
+        match self {
+            Running::Alone(started) => started.replica(),
+            Running::Divided(revived) => revived.replica(),
+        }
     }
 }
 
 /// Several replicas as one.
 pub(super) fn as_one(running: &[Running]) -> Result<Arc<dyn Replica>> {
-    let mut all: Vec<_> = running.iter().map(|running| running.engine.replica()).collect();
+    let mut all: Vec<_> = running.iter().map(Running::replica).collect();
     match all.len() {
         1 => Ok(all.remove(0)),
         _ => Ok(Arc::new(Replicas::new(all).context("no replica runs")?)),
     }
 }
 
+/// Where nodes come to, if there are such.
+pub(super) type SharedDoor = Option<Arc<Mutex<Door>>>;
+
 impl Prepared {
+    /// Opens the door for nodes, if they are wanted.
+    pub(super) fn door(&self) -> Result<SharedDoor> {
+        if self.division.parallel.ranks() == 1 || !self.args.nodes.apart() {
+            return Ok(None);
+        }
+        let door = Door::open(&self.name, &self.args, follow::digest(&self.checkpoint)?)?;
+        Ok(door.map(|door| Arc::new(Mutex::new(door))))
+    }
+
     /// Loads all replicas.
-    pub(super) fn place_all(&self) -> Result<Vec<Placed>> {
-        let weights = follow::digest(&self.checkpoint)?;
-        let mut door = Door::open(&self.name, &self.args, weights)?;
+    pub(super) fn place_all(&self, door: &SharedDoor) -> Result<Vec<Placed>> {
         let replicas = 0..self.args.parallel.data_parallel_size as usize;
-        replicas.map(|replica| self.place(replica, door.as_mut())).collect()
+        replicas.map(|replica| self.place(replica, door)).collect()
+    }
+
+    /// Starts a replica, to be made again if it has ranks to lose.
+    pub(super) fn run(
+        self: &Arc<Self>,
+        placed: Placed,
+        ends: &Arc<[u32]>,
+        door: &SharedDoor,
+    ) -> Result<Running> {
+        let (replica, divided) = (placed.replica, placed.crew.is_some());
+        let started = self.start(placed, ends)?;
+        if !divided {
+            return Ok(Running::Alone(started));
+        }
+        let (prepared, ends, door) = (self.clone(), ends.clone(), door.clone());
+        let again = move || -> Result<Box<dyn Life>, String> {
+            let placed = prepared.place(replica, &door);
+            let started = placed.and_then(|placed| prepared.start(placed, &ends));
+            started.map(|started| Box::new(started) as Box<dyn Life>).map_err(|e| format!("{e:#}"))
+        };
+        Ok(Running::Divided(Revived::new(Box::new(started), Box::new(again))?))
     }
 
     /// Finds the other ranks of a replica, and loads what this process has of it.
-    fn place(&self, replica: usize, door: Option<&mut Door>) -> Result<Placed> {
+    fn place(&self, replica: usize, door: &SharedDoor) -> Result<Placed> {
         let crew = match self.division.parallel.ranks() {
             1 => None,
-            _ => Some(Crew::find((&self.name, replica), &self.args, door)?),
+            _ => {
+                let mut door = door.as_ref().map(|door| lock(door));
+                Some(Crew::find((&self.name, replica), &self.args, door.as_deref_mut())?)
+            }
         };
         let seat = crew.as_ref().map(|crew| Seat::take(crew.link(), &self.division)).transpose()?;
         let (world, ranks) = seat.map(|seat| (seat.world, seat.ranks)).unzip();
@@ -74,7 +122,7 @@ impl Prepared {
     }
 
     /// Starts the engine, when all ranks have loaded.
-    pub(super) fn start(&self, placed: Placed, ends: &[u32]) -> Result<Running> {
+    fn start(&self, placed: Placed, ends: &[u32]) -> Result<Started> {
         let Placed { replica, weights, world, crew } = placed;
         if let Some(world) = &world {
             world.barrier().context("not all ranks have loaded their part of the model")?;
@@ -93,7 +141,7 @@ impl Prepared {
             })
         };
         let engine = self.on_its_cores(replica, start)?;
-        Ok(Running { engine, _finishing: finishing, _crew: crew })
+        Ok(Started { engine, _finishing: finishing, _crew: crew })
     }
 
     /// Runs something on the cores that a replica's first rank has, where there are several ranks:
@@ -145,6 +193,11 @@ impl Prepared {
             }),
         }
     }
+}
+
+fn lock(door: &Mutex<Door>) -> MutexGuard<'_, Door> {
+    // Nodes come and go, whoever panicked.
+    door.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Restricts the thread to the cores of one of the ranks of this machine, all replicas' counted.
