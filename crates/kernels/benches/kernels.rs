@@ -1,6 +1,6 @@
 //! Products, attention and joins against the limits that this machine shows in the same run.
 //!
-//!     cargo bench -p pomona-kernels [-- linear|attention|join|FORMAT...] [8-bits]
+//!     cargo bench -p pomona-kernels [-- linear|experts|attention|join|FORMAT...] [8-bits]
 //!
 //! Prints medians of several rounds. Shares: of the measured read bandwidth (weights or KV read
 //! once) and of the measured int8 (integer formats) or f32 peak.
@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use pomona_device::{DType, Device, Pool, Probe, View, probe};
 use pomona_kernels::{
-    ActivationBits, Attention, CpuOps, Format, HeadGroups, KvLayer, LinearPart, Matrix, Ops, Span,
-    StoredRows, WeightSource, Write, int8_tile_ops,
+    Activation, ActivationBits, Attention, CpuOps, Expert, Experts, Format, HeadGroups, KvLayer,
+    LinearPart, Matrix, Ops, Span, StoredRows, WeightSource, Write, int8_tile_ops,
 };
 
 const ROUNDS: usize = 15;
@@ -50,6 +50,9 @@ fn main() {
     }
     if !formats.is_empty() {
         linear(&ops, &limits, &formats);
+    }
+    if wanted("experts") {
+        experts(&ops, &limits);
     }
     if wanted("attention") {
         attention(&ops, &limits);
@@ -113,6 +116,66 @@ fn linear(ops: &CpuOps, limits: &Probe, formats: &[Format]) {
                 let share = 100.0 * gops * 1e9 / peak;
                 println!(" {gops:>8.1} {share:>6.0} % {:>6.0} %", share * seconds / best);
             }
+        }
+    }
+}
+
+/// Sixteen experts of width 1,024, two for each token, beside a dense layer of twice that width:
+/// as many operations for each token.
+fn experts(ops: &CpuOps, limits: &Probe) {
+    const WIDTH: usize = 1024;
+    const EXPERTS: usize = 16;
+    const K: usize = 2;
+    println!("\nexperts    tokens  chosen      us    GB/s  of read    GOP/s  dense us   ratio");
+    for format in [Format::Q8_0, Format::Q4_K] {
+        let layer = |seed: usize, ffn: usize| Expert {
+            gate: matrix(ops, format, (ffn, WIDTH), seed),
+            up: matrix(ops, format, (ffn, WIDTH), seed + 1),
+            down: matrix(ops, format, (WIDTH, ffn), seed + 2),
+        };
+        // Layers enough that a cache does not hold them.
+        let layers: Vec<Vec<Expert>> =
+            (0..8).map(|_| (0..EXPERTS).map(|i| layer(i, WIDTH)).collect()).collect();
+        let dense: Vec<Expert> = (0..64).map(|i| layer(i, K * WIDTH)).collect();
+        for tokens in [1, 8, 64, 512] {
+            let device = ops.device().as_ref();
+            let x = random(device, &[tokens, WIDTH]);
+            let chosen: Vec<u32> = numbers(3)
+                .take(tokens)
+                .flat_map(|n| [n % 16, (n + 1 + n / 16 % 15) % 16])
+                .collect();
+            let active = (0..16).filter(|expert| chosen.contains(expert)).count();
+            let ids = device.alloc_view(DType::U32, &[tokens, K]).unwrap();
+            let bytes: Vec<u8> = chosen.iter().flat_map(|id| id.to_ne_bytes()).collect();
+            device.upload(&bytes, &ids).unwrap();
+            let view = |rows, width| device.alloc_view(DType::F32, &[rows, width]).unwrap();
+            let (gate, up) = (view(tokens * K, WIDTH), view(tokens * K, WIDTH));
+            let (out, activation) = (view(tokens * K, WIDTH), Activation::Silu);
+            let mut turn = 0;
+            let (seconds, _) = time(|| {
+                let here = &layers[turn % layers.len()];
+                turn += 1;
+                let experts = Experts { here, first: 0, activation, between: [&gate, &up] };
+                ops.experts(&x, &ids, &experts, &out).unwrap();
+            });
+            let (gate, up, out) =
+                (view(tokens, K * WIDTH), view(tokens, K * WIDTH), view(tokens, WIDTH));
+            let (twin, _) = time(|| {
+                let Expert { gate: of_gate, up: of_up, down } = &dense[turn % dense.len()];
+                turn += 1;
+                let part = |weight, out| LinearPart { weight, bias: None, out };
+                let wide = [part(of_gate, &gate), part(of_up, &up)];
+                ops.linear(&x, &wide, Write::Set).unwrap();
+                ops.glu(&gate, &up, activation, &gate).unwrap();
+                ops.linear(&gate, &[part(down, &out)], Write::Set).unwrap();
+            });
+            let bytes = 3 * active * WIDTH * format.row_bytes(WIDTH).unwrap();
+            let rate = bytes as f64 / seconds;
+            let gops = 6.0 * (tokens * K * WIDTH * WIDTH) as f64 / seconds / 1e9;
+            print!("{:<10} {tokens:>6} {active:>7}", format!("{format:?}"));
+            print!(" {:>8.1} {:>7.1}", seconds * 1e6, rate / 1e9);
+            print!(" {:>6.0} % {gops:>8.1}", 100.0 * rate / limits.read_bytes_per_s);
+            println!(" {:>9.1} {:>7.2}", twin * 1e6, seconds / twin);
         }
     }
 }
