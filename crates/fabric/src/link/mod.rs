@@ -10,6 +10,7 @@ use pomona_types::GroupError;
 
 mod memory;
 pub mod mesh;
+pub mod ofi;
 pub mod pulse;
 pub mod shm;
 pub(crate) mod socket;

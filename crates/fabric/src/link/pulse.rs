@@ -354,6 +354,11 @@ impl Pulse {
         self.shared.lost(peer, LostCause::Disconnected(why.to_string()));
     }
 
+    /// Whether a peer has said that it leaves.
+    pub(crate) fn has_left(&self, peer: usize) -> bool {
+        self.shared.has_left(peer)
+    }
+
     /// As if the process had ended.
     #[cfg(test)]
     pub(crate) fn cut(&self) {

@@ -4,12 +4,13 @@
 
 mod suite;
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_fabric::link::Link;
 use pomona_fabric::link::mesh::MeshOptions;
+use pomona_fabric::link::ofi::{OfiLink, OfiOptions, provider};
 use pomona_fabric::link::shm::{ShmEpoch, ShmOptions};
 use pomona_fabric::link::tcp::{TcpLink, TcpOptions};
 use pomona_fabric::secure::{EpochSecret, Policy};
@@ -99,23 +100,47 @@ fn sealed(ranks: usize, arena_bytes: usize) -> Vec<Arc<dyn Link>> {
 }
 
 fn tcp_with(policy: Policy, ranks: usize, arena_bytes: usize) -> Vec<Arc<dyn Link>> {
+    over_loopback(ranks, policy, |listener, mesh| {
+        // For a machine that runs many tests at once.
+        let (silent_after, spins) = (Duration::from_secs(20), 10);
+        let options = TcpOptions { silent_after, spins, ..TcpOptions::new(mesh, arena_bytes) };
+        Arc::new(TcpLink::connect(listener, &options).unwrap())
+    })
+}
+
+/// Says so where it is not, unless it may not be missing.
+fn has_libfabric() -> bool {
+    let Err(why) = provider(Ipv4Addr::LOCALHOST.into()) else { return true };
+    let required = std::env::var("POMONA_REQUIRE").unwrap_or_default();
+    assert!(required.split(',').all(|name| name != "libfabric"), "it is required: {why}");
+    println!("SKIPPED: {why}");
+    false
+}
+
+/// libfabric over TCP.
+fn ofi(ranks: usize, arena_bytes: usize) -> Vec<Arc<dyn Link>> {
+    over_loopback(ranks, Policy::Auth, |listener, mesh| {
+        let (silent_after, spins) = (Duration::from_secs(20), 10);
+        let options = OfiOptions::new(mesh, arena_bytes, "tcp;ofi_rxm");
+        let options = OfiOptions { silent_after, spins, ..options };
+        Arc::new(OfiLink::connect(listener, &options).unwrap())
+    })
+}
+
+fn over_loopback(
+    ranks: usize,
+    policy: Policy,
+    connect: impl Fn(&TcpListener, MeshOptions) -> Arc<dyn Link> + Sync,
+) -> Vec<Arc<dyn Link>> {
     let listeners: Vec<_> = (0..ranks).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let addresses: Vec<_> =
         listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
     let secret = EpochSecret::generate();
     let connect = |rank: usize| -> Arc<dyn Link> {
-        let mesh = MeshOptions {
-            rank,
-            addresses: addresses.clone(),
-            epoch: 1,
-            secret: secret.clone(),
-            policy,
-            timeout: Duration::from_secs(20),
-        };
-        // For a machine that runs many tests at once.
-        let (silent_after, spins) = (Duration::from_secs(20), 10);
-        let options = TcpOptions { silent_after, spins, ..TcpOptions::new(mesh, arena_bytes) };
-        Arc::new(TcpLink::connect(&listeners[rank], &options).unwrap())
+        let (addresses, secret) = (addresses.clone(), secret.clone());
+        let timeout = Duration::from_secs(20);
+        let mesh = MeshOptions { rank, addresses, epoch: 1, secret, policy, timeout };
+        connect(&listeners[rank], mesh)
     };
     let connect = &connect;
     std::thread::scope(|scope| {
@@ -124,4 +149,4 @@ fn tcp_with(policy: Policy, ranks: usize, arena_bytes: usize) -> Vec<Arc<dyn Lin
     })
 }
 
-contract!(shm, puts, tcp, sealed);
+contract!(shm, puts, tcp, sealed, ofi if has_libfabric);

@@ -174,8 +174,8 @@ impl TcpLink {
                 }
                 Err(broken) => {
                     self.broken(rank, broken);
-                    let left = || GroupError::Ended(format!("rank {rank} has left the group"));
-                    return Err(self.aborted().unwrap_or_else(left));
+                    // Nobody is there any more for what goes to one that has left.
+                    return self.aborted().map_or(Ok(()), Err);
                 }
             }
         }
