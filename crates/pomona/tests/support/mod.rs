@@ -35,6 +35,11 @@ pub fn tiny_model() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/gguf/tiny-llama")
 }
 
+/// A tiny checkpoint folder, without a tokenizer.
+pub fn golden(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden").join(name)
+}
+
 /// The model of the environment variable, or `None`, said aloud.
 pub fn test_model(variable: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os(variable).map(std::path::PathBuf::from);
