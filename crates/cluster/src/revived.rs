@@ -1,5 +1,5 @@
-//! A replica that is made again when it goes down, and whose clients hear nothing of it: what it was
-//! working on is submitted once more, and the tokens that were told already are left out. That
+//! A replica that is made again when it goes down, and whose clients hear nothing of it: what it
+//! was working on is submitted once more, and the tokens that were told already are left out. That
 //! they are the same tokens is what all replicas promise.
 
 mod journal;

@@ -119,7 +119,8 @@ pub enum RouteWeights {
 /// Where [`Ops::route`] writes.
 #[derive(Clone, Copy)]
 pub struct Routes<'a> {
-    /// `u32 [tokens, k]`: experts of each token, the largest logit first, of equals the lower index.
+    /// `u32 [tokens, k]`: experts of each token, the largest logit first, of equals the lower
+    /// index.
     pub ids: &'a View,
     /// `f32 [tokens, k]`: their weights.
     pub weights: &'a View,
@@ -324,8 +325,8 @@ pub trait Ops: Send + Sync {
     /// The other side of [`send`](Ops::send).
     fn receive(&self, group: &dyn Collective, from: usize, x: &View) -> Result<(), OpError>;
 
-    /// Chooses `k` experts for each token by `logits: f32 [tokens, experts]`. Where a logit is not a
-    /// number, neither are the token's weights.
+    /// Chooses `k` experts for each token by `logits: f32 [tokens, experts]`. Where a logit is not
+    /// a number, neither are the token's weights.
     fn route(
         &self,
         logits: &View,
@@ -334,9 +335,9 @@ pub trait Ops: Send + Sync {
     ) -> Result<(), OpError>;
 
     /// `out[t][i] = expert(x[t])` with expert `ids[t][i]`, if there is one here; other rows of
-    /// `out` stay as they are. `x: f32 [tokens, hidden]`, `ids: u32 [tokens, k]`, `out: f32 [tokens,
-    /// k, hidden]`. The bits are those of three calls of [`Ops::linear`]. Costs the bytes of those
-    /// experts that have a token.
+    /// `out` stay as they are. `x: f32 [tokens, hidden]`, `ids: u32 [tokens, k]`, `out: f32
+    /// [tokens, k, hidden]`. The bits are those of three calls of [`Ops::linear`]. Costs the bytes
+    /// of those experts that have a token.
     fn experts(
         &self,
         x: &View,

@@ -207,8 +207,8 @@ impl Loaded {
 }
 
 impl Prepared {
-    /// Loads weights and tokenizer side by side and starts the engines. The other ranks of a divided
-    /// model are started first, and load at the same time.
+    /// Loads weights and tokenizer side by side and starts the engines. The other ranks of a
+    /// divided model are started first, and load at the same time.
     pub fn load(self) -> Result<Loaded> {
         self.load_with_template(None)
     }

@@ -68,10 +68,9 @@ impl Door {
     pub fn open(model: &str, args: &EngineArgs, weights: Fingerprint) -> Result<Option<Door>> {
         let nodes = &args.nodes;
         let Some(address) = &nodes.node_listen else { return Ok(None) };
-        let token = match &nodes.token {
-            Some(text) => text.parse().context("--token")?,
-            None => Token::generate(),
-        };
+        let given = nodes.token()?;
+        let shown = given.is_none();
+        let token = given.unwrap_or_else(Token::generate);
         let task = Task { model: model.to_owned(), flags: args.to_flags() };
         let options = LobbyOptions {
             token: token.clone(),
@@ -86,7 +85,7 @@ impl Door {
         say(&format!(
             "waiting for {wanted} of: pomona node --join {} --token {}",
             lobby.address(),
-            if nodes.token.is_some() { "TOKEN" } else { token.reveal() },
+            if shown { token.reveal() } else { "TOKEN" },
         ));
         Ok(Some(Door { lobby, epoch: 0 }))
     }

@@ -94,7 +94,14 @@ fn serve(model: &Path, flags: &str) -> (Guard, String) {
 }
 
 fn complete(url: &str, max_tokens: u32) -> Value {
-    let body = json!({"model": "m", "prompt": PROMPT, "max_tokens": max_tokens, "temperature": 0.8, "seed": 5, "ignore_eos": true});
+    let body = json!({
+        "model": "m",
+        "prompt": PROMPT,
+        "max_tokens": max_tokens,
+        "temperature": 0.8,
+        "seed": 5,
+        "ignore_eos": true,
+    });
     let request = ureq::post(format!("{url}/v1/completions"));
     let request = request.header("Content-Type", "application/json");
     let text = request.send(body.to_string()).unwrap().body_mut().read_to_string().unwrap();

@@ -1,6 +1,6 @@
 //! The words that all of Pomona shares: ids and units, a request and its sampling, what a model and
-//! its KV cache look like, and the seams ([`Replica`], [`TokenSink`], [`Collective`]) between crates that
-//! must not know each other.
+//! its KV cache look like, and the seams ([`Replica`], [`TokenSink`], [`Collective`]) between
+//! crates that must not know each other.
 //!
 //! This crate decides nothing and does nothing: no clock, no thread, no I/O. Everything here is a
 //! value or a trait.

@@ -119,7 +119,8 @@ impl Lanes {
         self.members.len()
     }
 
-    /// The members but the own one, beginning behind it, so that not all turn to the same one first.
+    /// The members but the own one, beginning behind it, so that not all turn to the same one
+    /// first.
     pub fn others(&self) -> impl Iterator<Item = usize> + use<> {
         let (me, count) = (self.me, self.count());
         (1..count).map(move |step| (me + step) % count)

@@ -2,7 +2,8 @@
 //!
 //! The one primitive is a put with a notification behind it. It asks for no order between puts, so
 //! it maps to shared memory, to TCP frames, and to writes with immediate data of libfabric and
-//! verbs. A transport takes no decision and knows no collective; waiting is [`wait`](crate::wait)'s.
+//! verbs. A transport takes no decision and knows no collective; waiting is
+//! [`wait`](crate::wait)'s.
 
 use std::time::Duration;
 
@@ -49,8 +50,8 @@ pub trait Link: Send + Sync {
     /// Never blocks; may do the transport's work.
     fn count(&self, peer: usize, counter: usize) -> u32;
 
-    /// Sleeps until `count(peer, counter)` is no longer `seen` or the abort was raised, `at_most` so
-    /// long. May return early; must not sleep through either.
+    /// Sleeps until `count(peer, counter)` is no longer `seen` or the abort was raised, `at_most`
+    /// so long. May return early; must not sleep through either.
     fn park(&self, peer: usize, counter: usize, seen: u32, at_most: Duration);
 
     /// How many times a wait should look before it parks.

@@ -1,7 +1,8 @@
 //! Groups of real processes: how they begin, how they lose ranks, and what is left of them.
 //!
 //! Rank 0 is the test; the other ranks are this binary again, running the test `rank_process`. The
-//! figures of 100 kills: `cargo test -p pomona-fabric --test group -- --ignored --nocapture hundred`.
+//! figures of 100 kills: `cargo test -p pomona-fabric --test group -- --ignored --nocapture
+//! hundred`.
 #![allow(clippy::unwrap_used)]
 
 mod kills;

@@ -49,7 +49,8 @@ pub struct Roll {
 /// What rank 0 has: a seed, and a look at the roll.
 pub type Lead<'a> = (u64, &'a mut dyn FnMut(&Roll));
 
-/// Calls the roll, then does what the seed says until the epoch ends. Fails if it ended before the roll was complete.
+/// Calls the roll, then does what the seed says until the epoch ends. Fails if it ended before the
+/// roll was complete.
 pub fn work(link: Arc<dyn Link>, last: &End, lead: Option<Lead<'_>>) -> Result<(Roll, End), End> {
     let end = |why: GroupError| End { at_us: now_us(), why: why.to_string() };
     let comm = World::new(link).all(ARENA_BYTES).unwrap();

@@ -3,7 +3,8 @@
 //! A pair is a token and one of its experts; pair `t * k + i` is token `t` with its `i`-th. Pairs
 //! are brought together by expert, and the products of all experts that have any are one join of
 //! [`linear`], whose bits do not depend on what else is in it. So a token's result is the same
-//! whatever the batch, and whoever computes which experts. Weights that no token needs are not read.
+//! whatever the batch, and whoever computes which experts. Weights that no token needs are not
+//! read.
 
 mod placement;
 #[cfg(test)]

@@ -35,8 +35,8 @@ use crate::{Format, Isa, Write};
 
 /// Bytes of activations that stay in a core's cache while all groups of rows pass over them.
 const CACHED: usize = 512 << 10;
-/// Products that take as long as a byte of weights that comes from memory. With few tokens the bytes
-/// take the time, with many the products.
+/// Products that take as long as a byte of weights that comes from memory. With few tokens the
+/// bytes take the time, with many the products.
 const PRODUCTS_PER_BYTE: usize = 8;
 
 /// Reused memory: activations in the forms that kernels take, unpacked weights for each worker.

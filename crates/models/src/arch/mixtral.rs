@@ -1,5 +1,5 @@
-//! Mixtral (Jiang et al., 2024): Mistral with experts for its feed-forward layers. A token's weights
-//! are a softmax over the logits of the experts that it meets.
+//! Mixtral (Jiang et al., 2024): Mistral with experts for its feed-forward layers. A token's
+//! weights are a softmax over the logits of the experts that it meets.
 
 use super::{Blueprint, Settings, mistral};
 use crate::{ModelError, invalid};

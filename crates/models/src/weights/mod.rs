@@ -110,9 +110,9 @@ impl Tensors {
         self.by_name.iter().map(info).collect()
     }
 
-    /// Has every matrix of plain numbers quantised when it is read, but for routers: they are small,
-    /// and who is chosen hangs on them. Says what stays as it is: the formats of matrices that do,
-    /// and how many.
+    /// Has every matrix of plain numbers quantised when it is read, but for routers: they are
+    /// small, and who is chosen hangs on them. Says what stays as it is: the formats of matrices
+    /// that do, and how many.
     pub(crate) fn quantise(&mut self, to: Quantization) -> BTreeMap<String, usize> {
         let mut others = BTreeMap::new();
         let vocabulary = [Name::Embedding, Name::Output].map(|name| self.dialect.text(name));

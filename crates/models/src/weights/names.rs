@@ -94,7 +94,8 @@ impl Dialect {
     }
 
     /// Where a matrix of an expert may be. Mixtral has words of its own; transformers 5 writes the
-    /// matrices of all experts as one, gate above up, where it is not asked for the names of before.
+    /// matrices of all experts as one, gate above up, where it is not asked for the names of
+    /// before.
     pub(crate) fn expert(self, (layer, role, expert): (u32, Role, u32)) -> Vec<ExpertPlace> {
         let (plain, mixtral, joined, half) = match role {
             Role::Gate => ("gate_proj", "w1", "gate_up", [0, 2]),

@@ -1,12 +1,13 @@
 //! Flags that several verbs share, under the names that vLLM gave them, and how their values are
 //! read. Every refusal says what to write instead.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use pomona_device::DType;
+use pomona_fabric::secure::Token;
 use pomona_kernels::ActivationBits;
 use pomona_models::{Parallel, Quantization};
 
@@ -122,8 +123,11 @@ pub struct NodesArgs {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub node_listen: Option<String>,
     /// What nodes must know to join: 16 characters or more [default: a new one, printed]
-    #[arg(long, env = "POMONA_TOKEN", hide_env_values = true)]
+    #[arg(long)]
     pub token: Option<String>,
+    /// A file that has it, for others can read flags
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
     /// What is protected between machines: off, auth (mutual TLS for control) or seal (and all data
     /// encrypted)
     #[arg(long, value_name = "POLICY", default_value = "seal")]
@@ -134,6 +138,14 @@ pub struct NodesArgs {
 }
 
 impl NodesArgs {
+    /// What was given of a token.
+    ///
+    /// # Errors
+    /// When it is none, or its file cannot be read.
+    pub fn token(&self) -> Result<Option<Token>> {
+        read_token(self.token.as_deref(), self.token_file.as_deref())
+    }
+
     /// Whether each machine has one rank of a replica.
     pub fn apart(&self) -> bool {
         self.joined || self.node_listen.is_some()
@@ -168,6 +180,17 @@ impl ParallelArgs {
     pub fn division(&self) -> Parallel {
         Parallel { tensor: self.tensor_parallel_size, pipeline: self.pipeline_parallel_size }
     }
+}
+
+/// A token, from a flag or a file.
+pub fn read_token(flag: Option<&str>, file: Option<&Path>) -> Result<Option<Token>> {
+    let text = match (flag, file) {
+        (Some(text), _) => text.to_owned(),
+        (None, Some(file)) => std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read --token-file {}", file.display()))?,
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(text.trim().parse().context("--token")?))
 }
 
 /// Size of the weight cache unless a flag says another.

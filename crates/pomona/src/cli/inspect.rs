@@ -317,14 +317,28 @@ fn print(out: &mut dyn Write, f: &Findings, every_tensor: bool) -> io::Result<()
             writeln!(out, "               {}", refusal.as_deref().unwrap_or_default())?;
         }
     }
-    if !m.ranks.is_empty() {
-        writeln!(
-            out,
-            "\nrank   layers   heads  kv heads          ffn          vocabulary     \
-                       weights          KV  activations"
-        )?;
+    print_ranks(out, &m.ranks)?;
+    writeln!(out, "runs on        {} kernels, {} threads", f.machine.kernels, f.machine.threads)?;
+    if every_tensor {
+        writeln!(out)?;
+        for t in &f.tensors {
+            let shape = format!("{:?}", t.shape);
+            writeln!(out, "{:<10} {shape:<20} {:<32} {}", t.format, t.path, t.name)?;
+        }
     }
-    for r in &m.ranks {
+    Ok(())
+}
+
+fn print_ranks(out: &mut dyn Write, ranks: &[RankRow]) -> io::Result<()> {
+    if ranks.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "\nrank   layers   heads  kv heads          ffn          vocabulary     \
+                   weights          KV  activations"
+    )?;
+    for r in ranks {
         let range = |[first, end]: [u32; 2]| format!("{first}..{end}");
         writeln!(
             out,
@@ -339,14 +353,6 @@ fn print(out: &mut dyn Write, f: &Findings, every_tensor: bool) -> io::Result<()
             human_bytes(r.kv_bytes),
             human_bytes(r.scratch_bytes),
         )?;
-    }
-    writeln!(out, "runs on        {} kernels, {} threads", f.machine.kernels, f.machine.threads)?;
-    if every_tensor {
-        writeln!(out)?;
-        for t in &f.tensors {
-            let shape = format!("{:?}", t.shape);
-            writeln!(out, "{:<10} {shape:<20} {:<32} {}", t.format, t.path, t.name)?;
-        }
     }
     Ok(())
 }

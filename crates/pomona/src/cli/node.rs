@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Parser};
 use pomona_fabric::rendezvous::{JoinError, JoinOptions, join};
-use pomona_fabric::secure::{Policy, Token};
+use pomona_fabric::secure::Policy;
 
-use super::args::{EngineArgs, WeightCacheArgs};
+use super::args::{EngineArgs, WeightCacheArgs, read_token};
 use crate::compose::Follower;
 use crate::crew::{self, Task};
 use crate::models::progress::say;
@@ -34,8 +34,11 @@ pub struct NodeArgs {
     #[arg(long, value_name = "HOST:PORT")]
     join: String,
     /// What the leader printed, or was given
-    #[arg(long, env = "POMONA_TOKEN", hide_env_values = true)]
-    token: Token,
+    #[arg(long)]
+    token: Option<String>,
+    /// A file that has it, for others can read flags
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
     /// What is protected between machines, as on the leader: off, auth (mutual TLS for control) or
     /// seal (and all data encrypted)
     #[arg(long, value_name = "POLICY", default_value = "seal")]
@@ -75,7 +78,8 @@ pub fn run(args: &NodeArgs) -> Result<()> {
 fn follow(args: &NodeArgs) -> Result<Option<anyhow::Error>> {
     let options = JoinOptions {
         leader: args.join.clone(),
-        token: args.token.clone(),
+        token: read_token(args.token.as_deref(), args.token_file.as_deref())?
+            .context("give the --token that the leader printed, or a --token-file")?,
         policy: args.node_security,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         data: args.data_address,
