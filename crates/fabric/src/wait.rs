@@ -11,6 +11,9 @@ const PARK: Duration = Duration::from_millis(10);
 /// Looks between two looks at the abort word.
 const ABORT_EVERY: u32 = 64;
 
+/// So long it may take until all ranks have heard why an epoch ended, or miss who would say so.
+const SETTLE: Duration = Duration::from_secs(2);
+
 /// What is waited for: that a peer's counter reaches a number.
 #[derive(Clone, Copy, Debug)]
 pub struct Awaited {
@@ -54,4 +57,18 @@ pub fn wait(
         slow(link.now().saturating_sub(start))?;
         link.park(peer, counter, seen, PARK);
     }
+}
+
+/// Ends the epoch for a cause, and waits until it is known which cause counts: this one may not
+/// have been the first. `peer` is any other rank.
+pub fn end(link: &dyn Link, peer: usize, why: GroupError) -> GroupError {
+    link.abort(why.clone());
+    let start = link.now();
+    while link.now().saturating_sub(start) < SETTLE {
+        if let Some(first) = link.aborted() {
+            return first;
+        }
+        link.park(peer, 0, link.count(peer, 0), PARK);
+    }
+    why
 }

@@ -2,6 +2,7 @@
 //! out, and agree on which of them is wrong.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes in front of every message.
 pub(super) const HEADER_BYTES: usize = 64;
@@ -50,6 +51,11 @@ impl Mark {
         let sequence = u64::MAX;
         Mark { hash: 0, sequence, operation: Operation::Send as u32, bytes: bytes as u64 }
     }
+
+    /// Whether all ranks make this call.
+    pub fn in_sequence(&self) -> bool {
+        self.operation != Operation::Send as u32
+    }
 }
 
 impl fmt::Display for Mark {
@@ -57,7 +63,7 @@ impl fmt::Display for Mark {
         let known = OPERATIONS.iter().find(|(operation, _)| *operation as u32 == self.operation);
         let name = known.map_or("something unknown", |(_, name)| name);
         write!(f, "{name} of {} bytes", self.bytes)?;
-        if self.operation != Operation::Send as u32 {
+        if self.in_sequence() {
             write!(f, " (call {}, shape and history {:08x})", self.sequence, self.hash as u32)?;
         }
         Ok(())
@@ -69,6 +75,49 @@ impl fmt::Display for Mark {
 pub(super) struct Calls {
     hash: u64,
     sequence: u64,
+}
+
+/// So many calls are remembered: more than a rank can be ahead of others, which is as far as
+/// messages go that nobody has taken yet.
+const REMEMBERED: usize = 32;
+
+/// What a rank remembers of its calls, for when others turn out to be in other ones. Looked at
+/// from within a call, while that is made.
+#[derive(Default)]
+pub(super) struct Past {
+    /// By sequence: the mark's hash, and its operation and bytes in one.
+    marks: [[AtomicU64; 2]; REMEMBERED],
+    /// How many there were.
+    made: AtomicU64,
+}
+
+impl Past {
+    /// Remembers a call.
+    pub fn note(&self, mark: Mark) {
+        let [hash, rest] = &self.marks[mark.sequence as usize % REMEMBERED];
+        hash.store(mark.hash, Ordering::Relaxed);
+        rest.store(u64::from(mark.operation) << 56 | mark.bytes, Ordering::Relaxed);
+        self.made.store(mark.sequence + 1, Ordering::Relaxed);
+    }
+
+    /// The last call before the one that has this mark, or before a message now.
+    pub fn before(&self, mark: Mark) -> Option<Mark> {
+        let now = match mark.in_sequence() {
+            true => mark.sequence,
+            false => self.made.load(Ordering::Relaxed),
+        };
+        self.mark(now.checked_sub(1)?)
+    }
+
+    /// The call with a number, if it was made and is remembered.
+    pub fn mark(&self, sequence: u64) -> Option<Mark> {
+        let ago = self.made.load(Ordering::Relaxed).checked_sub(sequence)?;
+        (1..=REMEMBERED as u64).contains(&ago).then_some(())?;
+        let [hash, rest] = &self.marks[sequence as usize % REMEMBERED];
+        let (hash, rest) = (hash.load(Ordering::Relaxed), rest.load(Ordering::Relaxed));
+        let (operation, bytes) = ((rest >> 56) as u32, rest & (u64::MAX >> 8));
+        Some(Mark { hash, sequence, operation, bytes })
+    }
 }
 
 impl Calls {
@@ -154,13 +203,15 @@ impl Header {
 }
 
 /// Who is wrong when marks differ, as places in the list, and with whom the others agree: most
-/// ranks are right, and where two opinions have as many, the one that the lowest rank has. All
-/// who see the same marks come to the same result.
-pub(super) fn judge(marks: &[Option<Mark>]) -> Option<(usize, usize)> {
+/// ranks are right, and where two opinions have as many, the one of `favourite`, or else the one
+/// that the lowest rank has.
+pub(super) fn judge(marks: &[Option<Mark>], favourite: usize) -> Option<(usize, usize)> {
     let votes = |mark: &Mark| marks.iter().flatten().filter(|other| *other == mark).count();
     let known = || marks.iter().enumerate().filter_map(|(place, mark)| Some((place, (*mark)?)));
     // Of equals `max_by_key` takes the last, which is the lowest rank in this order.
-    let (right, ours) = known().rev().max_by_key(|(_, mark)| votes(mark))?;
+    let favoured = |place: usize| place == favourite;
+    let (right, ours) =
+        known().rev().max_by_key(|(place, mark)| (votes(mark), favoured(*place)))?;
     let (wrong, _) = known().find(|(_, mark)| *mark != ours)?;
     Some((wrong, right))
 }
@@ -175,12 +226,13 @@ mod tests {
 
     #[test]
     fn the_minority_is_wrong_and_the_lowest_rank_right_among_two() {
-        assert_eq!(judge(&[mark(1), mark(2), mark(1)]), Some((1, 0)));
-        assert_eq!(judge(&[mark(2), mark(1), mark(1)]), Some((0, 1)));
-        assert_eq!(judge(&[mark(1), mark(2)]), Some((1, 0)));
-        assert_eq!(judge(&[None, mark(2), mark(1)]), Some((2, 1)));
-        assert_eq!(judge(&[mark(1), None, mark(1)]), None);
-        assert_eq!(judge(&[None]), None);
+        assert_eq!(judge(&[mark(1), mark(2), mark(1)], 0), Some((1, 0)));
+        assert_eq!(judge(&[mark(2), mark(1), mark(1)], 0), Some((0, 1)));
+        assert_eq!(judge(&[mark(1), mark(2)], 0), Some((1, 0)));
+        assert_eq!(judge(&[mark(1), mark(2)], 1), Some((0, 1)));
+        assert_eq!(judge(&[None, mark(2), mark(1)], 0), Some((2, 1)));
+        assert_eq!(judge(&[mark(1), None, mark(1)], 0), None);
+        assert_eq!(judge(&[None], 0), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use pomona_types::GroupError;
 /// The rounds of one member so far.
 #[derive(Default)]
 pub(super) struct Rounds {
-    begun: u32,
+    begun: u64,
 }
 
 /// A round that this member has begun, until it is dropped: what came is borrowed from it. Whoever
@@ -37,11 +37,11 @@ impl Rounds {
     }
 
     fn next_slot(&self) -> usize {
-        self.begun as usize % EXCHANGE_SLOTS
+        (self.begun % EXCHANGE_SLOTS as u64) as usize
     }
 
     fn begin<'a>(&'a mut self, lanes: &'a Lanes, shared: bool) -> Round<'a> {
-        self.begun = self.begun.wrapping_add(1);
+        self.begun += 1;
         Round { lanes, rounds: self, shared }
     }
 
@@ -53,11 +53,12 @@ impl Rounds {
         bytes: usize,
     ) -> Result<Round<'a>, GroupError> {
         let header = Header { mark, piece: bytes, whole: bytes, waits_for: 0 };
-        let at = lanes.exchange_slot(lanes.me, self.next_slot());
+        let slot = self.next_slot();
+        let at = lanes.exchange_slot(lanes.me, slot);
         // SAFETY: as in `stage`.
         unsafe { lanes.own_mut(at, HEADER_BYTES) }.copy_from_slice(&header.encode());
         for member in lanes.others() {
-            lanes.link.put(lanes.members[member], at, &[], lanes.counters.exchange)?;
+            lanes.link.put(lanes.members[member], at, &[], lanes.counters.exchange(slot))?;
         }
         Ok(self.begin(lanes, true))
     }
@@ -83,13 +84,14 @@ impl Rounds {
         mark: Mark,
         bytes: impl Fn(usize) -> &'b [u8],
     ) -> Result<Round<'a>, GroupError> {
-        let at = lanes.exchange_slot(lanes.me, self.next_slot());
+        let slot = self.next_slot();
+        let at = lanes.exchange_slot(lanes.me, slot);
         for member in lanes.others() {
             let bytes = bytes(member);
             debug_assert!(bytes.len() <= lanes.exchange_payload);
             let header = Header { mark, piece: bytes.len(), whole: bytes.len(), waits_for: 0 };
             let parts = [&header.encode()[..], bytes];
-            lanes.link.put(lanes.members[member], at, &parts, lanes.counters.exchange)?;
+            lanes.link.put(lanes.members[member], at, &parts, lanes.counters.exchange(slot))?;
         }
         Ok(self.begin(lanes, false))
     }
@@ -104,16 +106,16 @@ impl Round<'_> {
         bytes: usize,
     ) -> Result<&[u8], GroupError> {
         let lanes = self.lanes;
-        watch.wait(member, lanes.counters.exchange, self.rounds.begun)?;
+        watch.wait(member, lanes.counters.exchange(self.slot()), self.filled())?;
         let header = self.header(member);
         if header.mark != watch.mark {
-            return Err(self.mismatch(watch));
+            return Err(watch.mismatch(member, header.mark));
         }
         if header.piece != bytes {
-            return Err(watch.fail(GroupError::Ended(format!(
+            return Err(GroupError::Ended(format!(
                 "rank {} sent {} bytes where {bytes} belong: the versions differ",
                 lanes.members[member], header.piece
-            ))));
+            )));
         }
         let at = lanes.exchange_slot(member, self.slot()) + HEADER_BYTES;
         // SAFETY: the counter says that the bytes are there, and the member does not write to the
@@ -129,7 +131,12 @@ impl Round<'_> {
     }
 
     fn slot(&self) -> usize {
-        self.rounds.begun.wrapping_sub(1) as usize % EXCHANGE_SLOTS
+        ((self.rounds.begun - 1) % EXCHANGE_SLOTS as u64) as usize
+    }
+
+    /// How often the slot was filled when it has this round's bytes.
+    fn filled(&self) -> u32 {
+        ((self.rounds.begun - 1) / EXCHANGE_SLOTS as u64 + 1) as u32
     }
 
     fn header(&self, member: usize) -> Header {
@@ -150,13 +157,5 @@ impl Round<'_> {
                 false => self.lanes.own(at, length),
             }
         }
-    }
-
-    /// Some rank calls something else: waits for what the others say, and judges.
-    fn mismatch(&self, watch: &Watch<'_>) -> GroupError {
-        let (counter, target) = (self.lanes.counters.exchange, self.rounds.begun);
-        watch.judge(|member| {
-            watch.wait_a_moment(member, counter, target).then(|| self.header(member).mark)
-        })
     }
 }

@@ -23,21 +23,40 @@ const LINE: usize = 64;
 /// The least that a slot has behind its header.
 const PAYLOAD_BYTES_MIN: usize = 64;
 
-/// Counters of one communicator, from its first one on.
+/// Counters of one communicator. Each slot has its own: puts may overtake each other, so one
+/// counter for two slots would not tell which of them was filled.
 #[derive(Clone, Copy)]
 pub(super) struct Counters {
-    pub exchange: usize,
-    pub message: usize,
-    pub credit: usize,
-    pub status: usize,
+    first: usize,
 }
 
 /// How many those are.
-pub(super) const COUNTERS_EACH: usize = 4;
+pub(super) const COUNTERS_EACH: usize = EXCHANGE_SLOTS + MESSAGE_SLOTS + 2;
 
 impl Counters {
+    /// Those from `first` on.
     pub fn from(first: usize) -> Counters {
-        Counters { exchange: first, message: first + 1, credit: first + 2, status: first + 3 }
+        Counters { first }
+    }
+
+    /// Raised when the slot of an exchange was filled.
+    pub fn exchange(self, slot: usize) -> usize {
+        self.first + slot
+    }
+
+    /// Raised when the slot of a message was filled.
+    pub fn message(self, slot: usize) -> usize {
+        self.first + EXCHANGE_SLOTS + slot
+    }
+
+    /// Raised when slots of messages were given back.
+    pub fn credit(self) -> usize {
+        self.first + EXCHANGE_SLOTS + MESSAGE_SLOTS
+    }
+
+    /// Raised when a rank has told what it does.
+    pub fn status(self) -> usize {
+        self.first + EXCHANGE_SLOTS + MESSAGE_SLOTS + 1
     }
 }
 

@@ -40,12 +40,13 @@ impl Messages {
         let given_back = (*sent + 1).saturating_sub(MESSAGE_SLOTS as u64);
         if given_back > 0 {
             let credits = given_back.div_ceil(CREDIT_SLOTS);
-            watch.wait(to, lanes.counters.credit, credits as u32)?;
+            watch.wait(to, lanes.counters.credit(), credits as u32)?;
         }
         let header = Header { mark: watch.mark, piece: piece.len(), whole, waits_for: 0 };
-        let at = lanes.message_slot(lanes.me, (*sent % MESSAGE_SLOTS as u64) as usize);
+        let (slot, _) = place(*sent);
+        let at = lanes.message_slot(lanes.me, slot);
         let parts = [&header.encode()[..], piece];
-        lanes.link.put(lanes.members[to], at, &parts, lanes.counters.message)?;
+        lanes.link.put(lanes.members[to], at, &parts, lanes.counters.message(slot))?;
         *sent += 1;
         Ok(())
     }
@@ -60,22 +61,23 @@ impl Messages {
         take: impl FnOnce(usize, &[u8]) -> Result<T, GroupError>,
     ) -> Result<T, GroupError> {
         let mut received = self.received[from].lock().unwrap_or_else(PoisonError::into_inner);
-        watch.wait(from, lanes.counters.message, (*received + 1) as u32)?;
-        let at = lanes.message_slot(from, (*received % MESSAGE_SLOTS as u64) as usize);
+        let (slot, filled) = place(*received);
+        watch.wait(from, lanes.counters.message(slot), filled)?;
+        let at = lanes.message_slot(from, slot);
         // SAFETY: the counter says that a message is there, and the sender writes to the slot
         // again only when it has the credit for it, which is given below.
         let header = unsafe { lanes.own(at, HEADER_BYTES) };
         let header = Header::decode(header.first_chunk().expect("a header's length"));
         if header.mark != watch.mark {
-            return Err(watch.judge(|member| (member == from).then_some(header.mark)));
+            return Err(watch.mismatch(from, header.mark));
         }
         let length = header.piece.min(lanes.message_payload);
         // SAFETY: as above.
         let piece = unsafe { lanes.own(at + HEADER_BYTES, length) };
-        let taken = take(header.whole, piece).map_err(|why| watch.fail(why))?;
+        let taken = take(header.whole, piece)?;
         *received += 1;
         if received.is_multiple_of(CREDIT_SLOTS) {
-            lanes.link.put(lanes.members[from], at, &[], lanes.counters.credit)?;
+            lanes.link.put(lanes.members[from], at, &[], lanes.counters.credit())?;
         }
         Ok(taken)
     }
@@ -96,6 +98,12 @@ impl Messages {
             Ok(())
         })
     }
+}
+
+/// In which slot a piece is, and how often that was filled when it is there.
+fn place(piece: u64) -> (usize, u32) {
+    let slots = MESSAGE_SLOTS as u64;
+    ((piece % slots) as usize, (piece / slots + 1) as u32)
 }
 
 /// Marks agree, and lengths do not.

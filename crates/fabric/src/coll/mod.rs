@@ -6,6 +6,7 @@
 //! nothing but what a broadcast's message needs.
 
 mod call;
+mod deliver;
 mod exchange;
 mod gather;
 mod lanes;
@@ -15,7 +16,6 @@ mod reduce;
 mod sum;
 mod watch;
 
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,12 +24,13 @@ use pomona_types::{Collective, GroupError};
 pub use self::plan::{GatherPlan, ReducePlan};
 pub use self::reduce::Algorithm;
 
-use self::call::{Calls, Mark, Operation};
+use self::call::{Calls, Mark};
 use self::exchange::Rounds;
 use self::lanes::{COUNTERS_EACH, Counters, Lanes};
-use self::messages::{Messages, wrong_length};
-use self::watch::Watch;
+use self::messages::Messages;
+use self::watch::{Ledger, Watch};
 use crate::link::{COUNTERS, Link};
+use crate::wait;
 
 /// How long a wait within a call may take, if nothing else is said.
 pub const CALL_LIMIT: Duration = Duration::from_secs(30);
@@ -118,7 +119,7 @@ pub struct Comm {
     limit: Duration,
     /// Sums are made by this one, whatever their size; all members have to have the same.
     forced: Option<Algorithm>,
-    tellings: AtomicU32,
+    ledger: Ledger,
     turn: Mutex<Turn>,
 }
 
@@ -135,7 +136,7 @@ impl Comm {
     fn new(lanes: Lanes, limit: Duration) -> Comm {
         let messages = Messages::new(lanes.count());
         let turn = Mutex::new(Turn::default());
-        Comm { lanes, messages, limit, forced: None, tellings: AtomicU32::new(0), turn }
+        Comm { lanes, messages, limit, forced: None, ledger: Ledger::default(), turn }
     }
 
     /// Makes sums by this algorithm instead of the one that suits their size. To be called on
@@ -158,72 +159,20 @@ impl Comm {
         }
     }
 
+    /// What a call returns. A failure ends the epoch, and is then what all ranks have; mistakes
+    /// of the caller, of which the others know nothing, do not.
+    fn settle(&self, result: Result<(), GroupError>) -> Result<(), GroupError> {
+        let why = match result {
+            Err(GroupError::Invalid(_)) | Ok(()) => return result,
+            Err(why) => why,
+        };
+        let link = &*self.lanes.link;
+        let other = self.lanes.others().next().unwrap_or(self.lanes.me);
+        Err(wait::end(link, self.lanes.members[other], why))
+    }
+
     fn watch(&self, mark: Mark) -> Watch<'_> {
-        Watch::new(&self.lanes, mark, self.limit, &self.tellings)
-    }
-
-    /// Sends a message to one member in pieces.
-    fn send_pieces(
-        &self,
-        watch: &mut Watch<'_>,
-        to: usize,
-        bytes: &[u8],
-    ) -> Result<(), GroupError> {
-        for range in pieces(bytes.len(), self.lanes.message_payload) {
-            self.messages.send_piece(&self.lanes, watch, to, bytes.len(), &bytes[range])?;
-        }
-        Ok(())
-    }
-
-    /// Receives a message of a known length in pieces.
-    fn receive_pieces(
-        &self,
-        watch: &mut Watch<'_>,
-        from: usize,
-        bytes: &mut [u8],
-    ) -> Result<(), GroupError> {
-        for range in pieces(bytes.len(), self.lanes.message_payload) {
-            self.messages.receive_into(&self.lanes, watch, from, &mut bytes[range])?;
-        }
-        Ok(())
-    }
-
-    /// A peer is another member, and the epoch is not over.
-    fn check_peer(&self, peer: usize) -> Result<(), GroupError> {
-        let (me, ranks) = (self.lanes.me, self.lanes.count());
-        if peer == me || peer >= ranks {
-            return Err(invalid(format!("rank {peer} as the peer of rank {me} of {ranks}")));
-        }
-        self.lanes.link.aborted().map_or(Ok(()), Err)
-    }
-
-    fn receive_broadcast(
-        &self,
-        watch: &mut Watch<'_>,
-        root: usize,
-        message: &mut Vec<u8>,
-    ) -> Result<(), GroupError> {
-        message.clear();
-        // The first piece is what may take as long as there is nothing to do.
-        let limit = watch.limit.take();
-        loop {
-            let whole = self.messages.receive_piece(&self.lanes, watch, root, |whole, piece| {
-                let fits = whole <= MESSAGE_BYTES_MAX
-                    && message.len() + piece.len() <= whole
-                    && (!piece.is_empty() || whole == 0);
-                if !fits {
-                    let rank = self.lanes.members[root];
-                    return Err(wrong_length(rank, piece.len(), whole));
-                }
-                message.reserve_exact(whole - message.len());
-                message.extend_from_slice(piece);
-                Ok(whole)
-            })?;
-            watch.limit = limit;
-            if message.len() == whole {
-                return Ok(());
-            }
-        }
+        Watch::new(&self.lanes, mark, self.limit, &self.ledger)
     }
 }
 
@@ -243,11 +192,11 @@ impl Collective for Comm {
         own: &[u8],
         all: &mut [u8],
     ) -> Result<(), GroupError> {
-        self.gather(rows, widths, own, all)
+        self.settle(self.gather(rows, widths, own, all))
     }
 
     fn all_reduce(&self, values: &mut [f32]) -> Result<(), GroupError> {
-        self.reduce(values)
+        self.settle(self.reduce(values))
     }
 
     fn reduce_scatter(
@@ -256,7 +205,7 @@ impl Collective for Comm {
         counts: &[usize],
         own: &mut [f32],
     ) -> Result<(), GroupError> {
-        self.reduce_parts(values, counts, own)
+        self.settle(self.reduce_parts(values, counts, own))
     }
 
     fn all_to_all(
@@ -266,52 +215,23 @@ impl Collective for Comm {
         received: &[usize],
         into: &mut [u8],
     ) -> Result<(), GroupError> {
-        self.exchange_parts(sent, out, received, into)
+        self.settle(self.exchange_parts(sent, out, received, into))
     }
 
     fn broadcast(&self, root: usize, message: &mut Vec<u8>) -> Result<(), GroupError> {
-        let ranks = self.lanes.count();
-        if root >= ranks || (root == self.lanes.me && message.len() > MESSAGE_BYTES_MAX) {
-            return Err(invalid(format!(
-                "a broadcast of {} bytes by rank {root}: there are {ranks} ranks, and messages \
-                 have at most {MESSAGE_BYTES_MAX} bytes",
-                message.len()
-            )));
-        }
-        let mut turn = self.turn()?;
-        let mut watch = self.watch(turn.calls.note(Operation::Broadcast, 0, [root]));
-        if root != self.lanes.me {
-            return self.receive_broadcast(&mut watch, root, message);
-        }
-        for range in pieces(message.len(), self.lanes.message_payload) {
-            for member in self.lanes.others() {
-                let piece = &message[range.clone()];
-                self.messages.send_piece(&self.lanes, &mut watch, member, message.len(), piece)?;
-            }
-        }
-        Ok(())
+        self.settle(self.spread(root, message))
     }
 
     fn send(&self, to: usize, bytes: &[u8]) -> Result<(), GroupError> {
-        self.check_peer(to)?;
-        let mut watch = self.watch(Mark::message(bytes.len()));
-        self.send_pieces(&mut watch, to, bytes)
+        self.settle(self.send_to(to, bytes))
     }
 
     fn receive(&self, from: usize, bytes: &mut [u8]) -> Result<(), GroupError> {
-        self.check_peer(from)?;
-        let mut watch = self.watch(Mark::message(bytes.len()));
-        self.receive_pieces(&mut watch, from, bytes)
+        self.settle(self.receive_from(from, bytes))
     }
 
     fn barrier(&self) -> Result<(), GroupError> {
-        let turn = &mut *self.turn()?;
-        let mut watch = self.watch(turn.calls.note(Operation::Barrier, 0, []));
-        let round = turn.rounds.post_same(&self.lanes, watch.mark, &[])?;
-        for member in self.lanes.others() {
-            round.from(&mut watch, member, 0)?;
-        }
-        Ok(())
+        self.settle(self.meet())
     }
 }
 

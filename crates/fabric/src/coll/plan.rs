@@ -84,6 +84,15 @@ impl ReducePlan<'_> {
         make: impl FnOnce(&mut [f32]),
         sums: &mut [f32],
     ) -> Result<(), GroupError> {
+        let comm = self.comm;
+        comm.settle(self.reduce(make, sums))
+    }
+
+    fn reduce(
+        &mut self,
+        make: impl FnOnce(&mut [f32]),
+        sums: &mut [f32],
+    ) -> Result<(), GroupError> {
         if sums.len() != self.count {
             return Err(invalid(format!("sums of {} numbers for {}", self.count, sums.len())));
         }

@@ -9,14 +9,27 @@ use std::time::Duration;
 
 use pomona_types::{GroupError, LostCause};
 
-use super::call::{HEADER_BYTES, Header, Mark, Operation, judge};
+use super::call::{HEADER_BYTES, Header, Mark, Past, judge};
 use super::lanes::{Lanes, STATUS_CELLS};
 use crate::wait::{Awaited, wait};
 
 /// Who has waited so long says so. More than a call takes that is only slow.
 const TELL_AFTER: Duration = Duration::from_millis(20);
+/// Then it compares what others have said: by now all have who wait too.
+const COMPARE_AFTER: Duration = Duration::from_millis(80);
 /// For so long who has seen a wrong call waits for what the others say.
 const MOMENT: Duration = Duration::from_millis(100);
+
+/// Stands in a cell that was written.
+const TOLD: usize = 1;
+
+/// What a rank keeps for its waits.
+#[derive(Default)]
+pub(super) struct Ledger {
+    /// How many times it has told what it does.
+    tellings: AtomicU32,
+    past: Past,
+}
 
 /// The waits of one call.
 pub(super) struct Watch<'a> {
@@ -25,15 +38,17 @@ pub(super) struct Watch<'a> {
     pub mark: Mark,
     /// How long one wait may take; none for who waits to be told what to do.
     pub limit: Option<Duration>,
-    /// How many times this rank has told what it does.
-    tellings: &'a AtomicU32,
+    ledger: &'a Ledger,
     /// Whether it has in this call.
     told: bool,
 }
 
 impl<'a> Watch<'a> {
-    pub fn new(lanes: &'a Lanes, mark: Mark, limit: Duration, tellings: &'a AtomicU32) -> Self {
-        Watch { lanes, mark, limit: Some(limit), tellings, told: false }
+    pub fn new(lanes: &'a Lanes, mark: Mark, limit: Duration, ledger: &'a Ledger) -> Self {
+        if mark.in_sequence() {
+            ledger.past.note(mark);
+        }
+        Watch { lanes, mark, limit: Some(limit), ledger, told: false }
     }
 
     /// Waits until a counter that `member` raises has reached `target`.
@@ -43,34 +58,46 @@ impl<'a> Watch<'a> {
         wait(&*lanes.link, awaited, |waited| self.look_around(member, waited))
     }
 
-    /// The same for a short time, whatever happens. Says whether the counter got there.
-    pub fn wait_a_moment(&self, member: usize, counter: usize, target: u32) -> bool {
-        let awaited = Awaited { peer: self.lanes.members[member], counter, target };
-        let late = || GroupError::Ended("a moment is over".into());
-        let patience = |waited| if waited < MOMENT { Ok(()) } else { Err(late()) };
-        wait(&*self.lanes.link, awaited, patience).is_ok()
+    /// Something has come from a member with another mark. Who is wrong is found out together: all
+    /// who see such a thing tell what they call, and look at what the others tell.
+    pub fn mismatch(&mut self, from: usize, theirs: Mark) -> GroupError {
+        if let Err(why) = self.tell(from) {
+            return why;
+        }
+        let lanes = self.lanes;
+        let own = self.ledger.past.mark(theirs.sequence).unwrap_or(self.mark);
+        let told = |member: usize| match member == from {
+            true => Some(theirs),
+            false => self.told_at(member, own, theirs),
+        };
+        let start = lanes.link.now();
+        let over = || lanes.link.now().saturating_sub(start) >= MOMENT;
+        while lanes.others().any(|member| told(member).is_none()) && !over() {
+            if let Some(why) = lanes.link.aborted() {
+                return why;
+            }
+            let (peer, counter) = (lanes.members[from], lanes.counters.status());
+            lanes.link.park(peer, counter, lanes.link.count(peer, counter), MOMENT / 20);
+        }
+        self.judge(own, told)
     }
 
-    /// Ends the epoch, and says why it ended: this may not have been the first cause.
-    pub fn fail(&self, why: GroupError) -> GroupError {
-        self.lanes.link.abort(why.clone());
-        self.lanes.link.aborted().unwrap_or(why)
-    }
-
-    /// Ends the epoch because a member calls something else, whose marks `mark_of` knows.
-    pub fn judge(&self, mark_of: impl Fn(usize) -> Option<Mark>) -> GroupError {
+    /// Who is wrong about the call that is `own` here, by what `told` says of others.
+    fn judge(&self, own: Mark, told: impl Fn(usize) -> Option<Mark>) -> GroupError {
         let mine = self.lanes.me;
-        let mark_of = |member| if member == mine { Some(self.mark) } else { mark_of(member) };
+        let mark_of = |member| if member == mine { Some(own) } else { told(member) };
         let marks: Vec<_> = (0..self.lanes.count()).map(mark_of).collect();
-        let Some((wrong, right)) = judge(&marks) else {
-            return self.fail(GroupError::Ended("calls that differed do so no more".into()));
+        // Of two opinions with as many votes, that of who has come through the call counts.
+        let favourite = if own == self.mark { 0 } else { mine };
+        let Some((wrong, right)) = judge(&marks, favourite) else {
+            return GroupError::Ended("calls that differed do so no more".into());
         };
         let words = |member: usize| marks[member].map(|mark| mark.to_string()).unwrap_or_default();
-        self.fail(GroupError::Mismatch {
+        GroupError::Mismatch {
             rank: self.lanes.members[wrong],
             theirs: words(wrong),
             ours: words(right),
-        })
+        }
     }
 
     /// What is done now and then while a wait for `member` takes long.
@@ -78,16 +105,12 @@ impl<'a> Watch<'a> {
         if waited < TELL_AFTER {
             return Ok(());
         }
-        let in_sequence = self.mark.operation != Operation::Send as u32;
         if !self.told {
             self.told = true;
             self.tell(member)?;
         }
-        let same_call = |mark: &Mark| mark.sequence == self.mark.sequence;
-        let said = |other| self.status(other).map(|status| status.mark).filter(same_call);
-        let differs = |other| said(other).is_some_and(|mark| mark != self.mark);
-        if in_sequence && self.lanes.others().any(differs) {
-            return Err(self.judge(said));
+        if waited >= COMPARE_AFTER {
+            self.compare()?;
         }
         match self.limit {
             Some(limit) if waited >= limit => Err(self.late(member, limit)),
@@ -95,15 +118,46 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Tells all others which call this rank is in, and for whom it waits.
+    /// Compares what others have told with the own calls. Who is at an earlier one is compared
+    /// with that: if it differs, the other one is stuck where this rank has come through.
+    fn compare(&self) -> Result<(), GroupError> {
+        for other in self.lanes.others() {
+            let Some(theirs) = self.told_mark(other) else { continue };
+            let Some(own) = self.ledger.past.mark(theirs.sequence) else { continue };
+            if own != theirs {
+                return Err(self.judge(own, |member| self.told_at(member, own, theirs)));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a member told about its call with the number of `own` and `theirs`, which may be the
+    /// call before the one that it is in.
+    fn told_at(&self, member: usize, own: Mark, theirs: Mark) -> Option<Mark> {
+        let status = self.status(member)?;
+        if status.mark.sequence == own.sequence {
+            return Some(status.mark);
+        }
+        let came_through = |mark: &Mark| status.whole == mark.hash as usize;
+        [own, theirs].into_iter().find(came_through)
+    }
+
+    /// The call that a member was in when it told last, if it is one that all make.
+    fn told_mark(&self, member: usize) -> Option<Mark> {
+        self.status(member).map(|status| status.mark).filter(Mark::in_sequence)
+    }
+
+    /// Tells all others which call this rank is in, for whom it waits, and which call was before.
     fn tell(&self, member: usize) -> Result<(), GroupError> {
         let lanes = self.lanes;
-        let cell = self.tellings.fetch_add(1, Ordering::Relaxed) as usize % STATUS_CELLS;
+        let cell = self.ledger.tellings.fetch_add(1, Ordering::Relaxed) as usize % STATUS_CELLS;
         let waits_for = lanes.members[member] as u32;
-        let header = Header { mark: self.mark, piece: 0, whole: 0, waits_for }.encode();
+        let before = self.ledger.past.before(self.mark);
+        let whole = before.map_or(0, |mark| mark.hash as usize);
+        let header = Header { mark: self.mark, piece: TOLD, whole, waits_for }.encode();
         for other in lanes.others() {
             let at = lanes.status_cell(lanes.me, cell);
-            lanes.link.put(lanes.members[other], at, &[&header], lanes.counters.status)?;
+            lanes.link.put(lanes.members[other], at, &[&header], lanes.counters.status())?;
         }
         Ok(())
     }
@@ -111,12 +165,14 @@ impl<'a> Watch<'a> {
     /// What a member has told last.
     fn status(&self, member: usize) -> Option<Header> {
         let lanes = self.lanes;
-        let told = lanes.link.count(lanes.members[member], lanes.counters.status);
+        let told = lanes.link.count(lanes.members[member], lanes.counters.status());
         let cell = told.checked_sub(1)? as usize % STATUS_CELLS;
         // SAFETY: a cell; the member writes it again after three others only, each of which takes
         // it longer than this copy does.
         let bytes = unsafe { lanes.own(lanes.status_cell(member, cell), HEADER_BYTES) };
-        Some(Header::decode(bytes.first_chunk().expect("a header's length")))
+        let status = Header::decode(bytes.first_chunk().expect("a header's length"));
+        // A later one may have overtaken the one that belongs here.
+        (status.piece == TOLD).then_some(status)
     }
 
     /// A wait has taken too long. Who waits for somebody else in the same call is not to blame. The
@@ -134,13 +190,13 @@ impl<'a> Watch<'a> {
                 _ => break,
             }
         }
-        self.fail(GroupError::PeerLost {
+        GroupError::PeerLost {
             rank: lanes.members[to_blame],
             epoch: lanes.link.epoch(),
             cause: LostCause::Late {
                 call: self.mark.to_string(),
                 after_ms: limit.as_millis().try_into().unwrap_or(u32::MAX),
             },
-        })
+        }
     }
 }

@@ -122,7 +122,7 @@ impl Member {
         self.last_tick = now;
         let silent = now.saturating_sub(self.heard);
         if silent >= SILENT_AFTER {
-            return self.lost(LostCause::Silent(silent.as_millis() as u32));
+            return self.lost(LostCause::Silent(SILENT_AFTER.as_millis() as u32));
         }
         if now.saturating_sub(self.last_alive) < ALIVE_EVERY {
             return Vec::new();

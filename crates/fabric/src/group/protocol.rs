@@ -194,8 +194,7 @@ impl Coordinator {
             (SeatPhase::New, Frame::Hello { identity }) => {
                 let ours = &self.options.identity;
                 let why = format!("a member is \"{identity}\" where \"{ours}\" is needed");
-                self.actions.push(Action::Say(seat, Frame::Over { why: GroupError::Invalid(why) }));
-                self.remove(seat);
+                self.remove(seat, GroupError::Invalid(why));
             }
             (SeatPhase::Busy | SeatPhase::Ready, Frame::Ready { after, why }) => {
                 self.returned(now, seat, after, why);
@@ -240,7 +239,7 @@ impl Coordinator {
         };
         match rank {
             Some(rank) => self.end(now, GroupError::PeerLost { rank, epoch: self.epoch, cause }),
-            None => self.remove(seat),
+            None => self.remove(seat, GroupError::Ended(format!("it was lost: {cause}"))),
         }
     }
 
@@ -260,14 +259,16 @@ impl Coordinator {
         self.phase = Phase::Between { ranks, since: now };
         match lost {
             Some(0) => self.over(why),
-            Some(seat) => self.remove(seat),
+            Some(seat) => self.remove(seat, why),
             None => {}
         }
     }
 
-    fn remove(&mut self, seat: usize) {
+    /// Has done with a member, and tells it why, for it may be alive.
+    fn remove(&mut self, seat: usize, why: GroupError) {
         if let Some(member) = self.seat(seat) {
             member.phase = SeatPhase::Lost;
+            self.actions.push(Action::Say(seat, Frame::Over { why }));
             self.actions.push(Action::Remove(seat));
         }
     }
@@ -312,7 +313,7 @@ impl Coordinator {
             let starting = self.is(seat, SeatPhase::New);
             let limit = if starting { self.options.begin_limit } else { SILENT_AFTER };
             if silent >= limit {
-                self.lose(now, seat, LostCause::Silent(silent.as_millis() as u32));
+                self.lose(now, seat, LostCause::Silent(SILENT_AFTER.as_millis() as u32));
             }
         }
         let Phase::Between { since, .. } = self.phase else { return };
@@ -326,7 +327,8 @@ impl Coordinator {
             // Busy with what ended long ago: such a member is of no use.
             for seat in self.present() {
                 if !self.is(seat, SeatPhase::Ready) {
-                    self.remove(seat);
+                    let why = format!("it did not come back within {waited:?}");
+                    self.remove(seat, GroupError::Ended(why));
                 }
             }
         }

@@ -14,11 +14,12 @@ pub mod mesh;
 pub mod ofi;
 pub mod pulse;
 pub mod shm;
+pub mod simulated;
 pub(crate) mod socket;
 pub mod tcp;
 
 /// Counters that each pair of ranks has in each direction.
-pub const COUNTERS: usize = 64;
+pub const COUNTERS: usize = 128;
 
 /// The ends that one rank holds of all its connections in one epoch. Made new for each epoch:
 /// nothing that was sent in an earlier one can arrive.
@@ -65,9 +66,11 @@ pub trait Link: Send + Sync {
     /// keeps to the protocol of counters, for there are no locks.
     fn arena(&self, rank: usize) -> Option<*mut u8>;
 
-    /// Why the epoch is over, if it is. Cheap: looked at in every wait.
+    /// Why the epoch is over, if it is: the same on all ranks that hear of it. Cheap: looked at in
+    /// every wait.
     fn aborted(&self) -> Option<GroupError>;
 
-    /// Ends the epoch for all ranks that can be told; the first cause stays.
+    /// Ends the epoch for all ranks that can be told; the first cause stays. Where ranks have to
+    /// agree which was the first, [`aborted`](Link::aborted) has it as soon as they do.
     fn abort(&self, why: GroupError);
 }

@@ -1,7 +1,7 @@
 //! Ranks of one machine: one piece of shared memory for an epoch, and futexes.
 //!
 //! It holds the abort word, a block for each rank (its doorbell, and the cause if it
-//! is the one that ends the epoch), 64 counters for each pair and direction, and an arena for each
+//! is the one that ends the epoch), counters for each pair and direction, and an arena for each
 //! rank. It has no name: whoever has its descriptor has it, and when the last process is gone so
 //! is the memory. Ranks may be processes or threads. A new epoch is a new piece, so a rank that
 //! wakes up late writes where nobody looks any more.
