@@ -6,6 +6,7 @@
 
 mod arena;
 mod buffer;
+mod cgroup;
 mod cores;
 mod error;
 mod host;

@@ -2,18 +2,13 @@
 
 use std::fs;
 
+use crate::cgroup;
+
 /// Bytes that can be had without swapping: the system's MemAvailable, or what is left of the
-/// cgroup's limit if that is less. `None` where the system does not say.
+/// limit of a cgroup that the process is in, if that is less. `None` where the system does not say.
 pub fn available_memory() -> Option<u64> {
     let system = field("/proc/meminfo", "MemAvailable:");
-    let number = |path: String| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let group = fs::read_to_string("/proc/self/cgroup").ok();
-    let group = group.as_deref().and_then(|t| t.lines().find_map(|l| l.strip_prefix("0::")));
-    let left = group.and_then(|path| {
-        let max = number(format!("/sys/fs/cgroup{path}/memory.max"))?;
-        let used = number(format!("/sys/fs/cgroup{path}/memory.current"))?;
-        Some(max.saturating_sub(used))
-    });
+    let left = cgroup::least("memory", cgroup::memory_left).map(|bytes| bytes as u64);
     match (system, left) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
