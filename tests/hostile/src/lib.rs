@@ -6,6 +6,7 @@
 mod api;
 mod files;
 pub mod mutation;
+mod network;
 mod text;
 
 pub use files::load;
@@ -30,6 +31,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "chat_body", run: api::chat_body },
     Target { name: "completions_body", run: api::completions_body },
     Target { name: "tokenize_body", run: api::tokenize_body },
+    Target { name: "fabric_frames", run: network::frames },
+    Target { name: "fabric_messages", run: network::messages },
 ];
 
 /// Runs the target of this name.
