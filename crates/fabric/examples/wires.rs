@@ -1,19 +1,24 @@
 //! How fast links over a network are, beside a plain socket: two processes in network namespaces
-//! joined by veth, in turns. As root: `cargo run --release -p pomona-fabric --example wires`.
+//! joined by veth, in turns. As root: `cargo run --release -p pomona-fabric --example wires`. A
+//! program that is given as its word is run after each round as `PROGRAM tcp;ofi_rxm OWN LEADER
+//! [first]`: `tools/ofi/probe.c`, which is libfabric linked directly.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../tests/machines/bed.rs"]
 mod bed;
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bed::{Bed, inside};
 use pomona_fabric::link::Link;
+use pomona_fabric::link::ofi::provider;
 use pomona_fabric::measure::{Pair, one_way, stream};
-use pomona_fabric::rendezvous::{EpochPlan, JoinOptions, Lobby, LobbyOptions, join};
+use pomona_fabric::rendezvous::{EpochPlan, JoinOptions, Lobby, LobbyOptions, Transport, join};
 use pomona_fabric::secure::{Policy, Token};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -21,30 +26,64 @@ const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const PIECE: usize = 1 << 20;
 const PINGS: u32 = 4000;
 const PIECES: u32 = 2000;
-const TURNS: usize = 7;
+const TURNS: usize = 2;
+const ROUNDS: usize = 5;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["rank", rank, leader] => measure(rank == "0", leader),
-        _ => start(),
+        [] => start(None),
+        [probe] => start(Some(probe)),
+        _ => panic!("a program to measure beside, or nothing"),
     }
 }
 
-/// Two machines, a core for each.
-fn start() {
+/// Two machines, a core for each; each round is a run of our two processes, then of the program's.
+fn start(probe: Option<&str>) {
     let bed = Bed::new(2).unwrap();
-    let program = std::env::current_exe().unwrap();
-    let start = |rank: usize| {
-        let mut command: Command = inside(&bed.machine(rank), "taskset".as_ref());
-        command.args(["-c", &rank.to_string()]).arg(&program);
-        command.args(["rank", &rank.to_string(), &bed.address(0)]);
-        command.stdin(Stdio::null()).spawn().unwrap()
-    };
-    let mut both = [start(0), start(1)];
-    for child in &mut both {
-        assert!(child.wait().unwrap().success());
+    let own = std::env::current_exe().unwrap();
+    let own = own.to_str().unwrap();
+    let mut results: BTreeMap<String, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    for _ in 0..ROUNDS {
+        let mut lines =
+            both(&bed, |rank| [own, "rank", rank, &bed.address(0)].map(str::to_owned).to_vec());
+        if let Some(probe) = probe {
+            lines += &both(&bed, |rank| {
+                let (at, leader) = (bed.address(rank.parse().unwrap()), bed.address(0));
+                let mut words = vec![probe, "tcp;ofi_rxm", &at, &leader];
+                words.extend((rank == "0").then_some("first"));
+                words.into_iter().map(str::to_owned).collect()
+            });
+        }
+        for line in lines.lines() {
+            // A name, then the time and its unit, then the rate and its unit.
+            let words: Vec<&str> = line.split(' ').collect();
+            let [name @ .., time, _, rate, _] = &words[..] else { panic!("{line}") };
+            let (times, rates) = results.entry(name.join(" ")).or_default();
+            times.push(time.parse().unwrap());
+            rates.push(rate.parse().unwrap());
+        }
     }
+    println!("{ROUNDS} rounds; median (smallest to largest)");
+    println!("{:<18} {:>24} {:>24}", "", "8 bytes one way, us", "stream of 1 MiB, GB/s");
+    for (name, (times, rates)) in results {
+        println!("{name:<18} {:>24} {:>24}", spread(times), spread(rates));
+    }
+}
+
+/// Runs a process on each machine; what the first has printed.
+fn both(bed: &Bed, words: impl Fn(&str) -> Vec<String>) -> String {
+    let start = |rank: usize| {
+        let place = rank.to_string();
+        let mut command: Command = inside(&bed.machine(rank), "taskset".as_ref());
+        command.args(["-c", &place]).args(words(&place));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let (first, second) = (start(0), start(1));
+    let first = first.wait_with_output().unwrap();
+    assert!(first.status.success() && second.wait_with_output().unwrap().status.success());
+    String::from_utf8(first.stdout).unwrap()
 }
 
 /// A way to measure, in microseconds and GB/s; only the first side's numbers are looked at.
@@ -53,24 +92,19 @@ type Measure = Box<dyn FnMut() -> (f64, f64)>;
 fn measure(first: bool, leader: &str) {
     let mut ways: Vec<(&str, Measure)> = vec![
         ("plain socket", plain(first, leader)),
-        ("tcp", linked(first, leader, Policy::Off, 7001)),
-        ("tcp, sealed", linked(first, leader, Policy::Seal, 7002)),
+        ("tcp", linked(first, leader, (Policy::Off, 7001, false))),
+        ("tcp, sealed", linked(first, leader, (Policy::Seal, 7002, false))),
     ];
-    let mut results = vec![(Vec::new(), Vec::new()); ways.len()];
+    if provider(Ipv4Addr::LOCALHOST.into()).is_ok() {
+        ways.push(("libfabric", linked(first, leader, (Policy::Auth, 7003, true))));
+    }
     for _ in 0..TURNS {
-        for ((_, way), (times, rates)) in ways.iter_mut().zip(&mut results) {
+        for (name, way) in &mut ways {
             let (time, rate) = way();
-            times.push(time);
-            rates.push(rate);
+            if first {
+                println!("{name} {time} us {rate} GB/s");
+            }
         }
-    }
-    if !first {
-        return;
-    }
-    println!("{TURNS} turns; median (smallest to largest)");
-    println!("{:<14} {:>26} {:>26}", "", "8 bytes one way, us", "stream of 1 MiB, GB/s");
-    for ((name, _), (times, rates)) in ways.iter().zip(results) {
-        println!("{name:<14} {:>26} {:>26}", spread(times), spread(rates));
     }
 }
 
@@ -88,8 +122,11 @@ fn rate(time: Duration) -> f64 {
     (PIECE as f64 * f64::from(PIECES)) / time.as_secs_f64() / 1e9
 }
 
-fn linked(first: bool, leader: &str, policy: Policy, port: u16) -> Measure {
-    let link: Box<dyn Link> = Box::new(link(first, leader, policy, port));
+/// Policy, the leader's port, and whether by libfabric.
+type Way = (Policy, u16, bool);
+
+fn linked(first: bool, leader: &str, way: Way) -> Measure {
+    let link = link(first, leader, way);
     let mut seen = 0;
     Box::new(move || {
         let pair = Pair { peer: usize::from(first), first, bytes: 8, rounds: PINGS, seen };
@@ -101,7 +138,7 @@ fn linked(first: bool, leader: &str, policy: Policy, port: u16) -> Measure {
     })
 }
 
-fn link(first: bool, leader: &str, policy: Policy, port: u16) -> impl Link + use<> {
+fn link(first: bool, leader: &str, (policy, port, libfabric): Way) -> Arc<dyn Link> {
     let address = format!("{leader}:{port}");
     let token: Token = TOKEN.parse().unwrap();
     let version = "measured".to_owned();
@@ -124,7 +161,9 @@ fn link(first: bool, leader: &str, policy: Policy, port: u16) -> impl Link + use
         LobbyOptions { token, policy, version, task: task.clone(), fingerprint, preparation };
     let lobby = Lobby::open(address.as_str(), options).unwrap();
     let members = lobby.take(1, PATIENCE).unwrap();
-    let plan = EpochPlan { epoch: 1, arena_bytes: 16 * PIECE, timeout: PATIENCE, task };
+    let transport = if libfabric { lobby.libfabric(&members).unwrap() } else { Transport::Tcp };
+    let (arena_bytes, timeout) = (16 * PIECE, PATIENCE);
+    let plan = EpochPlan { epoch: 1, transport, arena_bytes, timeout, task };
     lobby.start(&members, &plan).unwrap()
 }
 

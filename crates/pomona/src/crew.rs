@@ -9,12 +9,12 @@ use anyhow::{Context, Result};
 use pomona_fabric::group::GroupOptions;
 use pomona_fabric::group::local::{LocalGroup, LocalMember, LocalOptions};
 use pomona_fabric::link::Link;
-use pomona_fabric::rendezvous::{EpochPlan, Fingerprint, Lobby, LobbyOptions, Member};
+use pomona_fabric::rendezvous::{EpochPlan, Fingerprint, Lobby, LobbyOptions, Member, Transport};
 use pomona_fabric::secure::Token;
 use pomona_types::{GroupError, LostCause};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::EngineArgs;
+use crate::cli::{EngineArgs, NodeTransport};
 use crate::models::progress::say;
 
 /// Of each rank: what it is sent lies there until it has taken it. Only what is used takes memory.
@@ -60,6 +60,7 @@ pub struct Task {
 /// Where nodes come to, for all replicas.
 pub struct Door {
     lobby: Lobby,
+    transport: NodeTransport,
     epoch: u32,
 }
 
@@ -87,7 +88,7 @@ impl Door {
             lobby.address(),
             if shown { token.reveal() } else { "TOKEN" },
         ));
-        Ok(Some(Door { lobby, epoch: 0 }))
+        Ok(Some(Door { lobby, transport: nodes.node_transport, epoch: 0 }))
     }
 
     /// Takes the nodes of one replica.
@@ -95,8 +96,16 @@ impl Door {
         let members = self.lobby.take(ranks - 1, JOIN_LIMIT)?;
         self.epoch += 1;
         let (epoch, task) = (self.epoch, String::new());
-        let plan = EpochPlan { epoch, arena_bytes: ARENA_BYTES, timeout: CONNECT_LIMIT, task };
-        let link: Arc<dyn Link> = Arc::new(self.lobby.start(&members, &plan)?);
+        let transport = match self.transport {
+            NodeTransport::Tcp => Transport::Tcp,
+            NodeTransport::Libfabric => self.lobby.libfabric(&members).unwrap_or_else(|error| {
+                say(&format!("{error}: ranks talk over tcp"));
+                Transport::Tcp
+            }),
+        };
+        let (arena_bytes, timeout) = (ARENA_BYTES, CONNECT_LIMIT);
+        let plan = EpochPlan { epoch, transport, arena_bytes, timeout, task };
+        let link = self.lobby.start(&members, &plan)?;
         Ok(Crew { link: link.clone(), _held: Held::Nodes { _members: members, link } })
     }
 }

@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 
 use super::channel::{Channel, ChannelError};
 use super::message::{Message, PROTOCOL, Start, binding};
+use super::transport::Transport;
 use super::{Fingerprint, tls};
-use crate::link::mesh::{MeshError, MeshOptions, RANKS_MAX};
+use crate::link::Link;
+use crate::link::mesh::{MeshOptions, RANKS_MAX};
+use crate::link::ofi::{OfiError, provider};
 use crate::link::pulse::{SILENT_AFTER_MS, lock};
 use crate::link::socket::{Bell, Interest, poll, would_block};
-use crate::link::tcp::{TcpLink, TcpOptions};
 use crate::secure::{EpochSecret, Policy, Side, Token, hex, random, unhex};
 
 /// How long somebody has to show that it may join.
@@ -77,7 +79,7 @@ pub enum LobbyError {
     },
     /// The ranks did not find each other.
     #[error(transparent)]
-    Mesh(#[from] MeshError),
+    Link(#[from] OfiError),
 }
 
 /// A node that may take part.
@@ -93,6 +95,8 @@ pub struct Member {
 pub struct EpochPlan {
     /// Its number, larger than any before.
     pub epoch: u32,
+    /// What carries the data.
+    pub transport: Transport,
     /// Bytes of each arena.
     pub arena_bytes: usize,
     /// How long ranks wait for each other to connect.
@@ -185,8 +189,20 @@ impl Lobby {
         }
     }
 
+    /// libfabric by the best provider that this machine has towards these members; or why there is
+    /// none, to be logged before another transport is taken.
+    pub fn libfabric(&self, members: &[Member]) -> Result<Transport, OfiError> {
+        if self.shared.options.policy.seals_data() {
+            let why = "libfabric carries data in clear, and the policy is 'seal'";
+            return Err(OfiError::Unsuitable(why.to_owned()));
+        }
+        let ways = members.iter().filter_map(|member| member.channel.machines().ok());
+        let (_, source) = ways.last().unwrap_or((self.address.ip(), self.address.ip()));
+        Ok(Transport::Libfabric { provider: provider(source)?.to_owned() })
+    }
+
     /// Starts an epoch: this process is rank 0, the members follow in their order.
-    pub fn start(&self, members: &[Member], plan: &EpochPlan) -> Result<TcpLink, LobbyError> {
+    pub fn start(&self, members: &[Member], plan: &EpochPlan) -> Result<Arc<dyn Link>, LobbyError> {
         let secret = EpochSecret::generate();
         let own = self.data.local_addr().map_err(|source| LobbyError::Listen {
             address: "a port for data".to_owned(),
@@ -205,6 +221,7 @@ impl Lobby {
                 rank: at + 1,
                 addresses: addresses.clone(),
                 secret: secret.to_hex(),
+                transport: plan.transport.clone(),
                 arena_bytes: plan.arena_bytes,
                 silent_ms: SILENT_AFTER_MS,
                 timeout_ms: plan.timeout.as_millis().try_into().unwrap_or(u32::MAX),
@@ -220,7 +237,8 @@ impl Lobby {
             policy: self.shared.options.policy,
             timeout: plan.timeout,
         };
-        Ok(TcpLink::connect(&self.data, &TcpOptions::new(mesh, plan.arena_bytes))?)
+        let silent_after = Duration::from_millis(SILENT_AFTER_MS.into());
+        Ok(plan.transport.connect(&self.data, mesh, plan.arena_bytes, silent_after)?)
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::channel::split_message;
+use super::transport::Transport;
 use crate::secure::Policy;
 
 /// Changes whenever a message does.
@@ -41,6 +42,7 @@ pub(crate) struct Start {
     pub(crate) rank: usize,
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) secret: String,
+    pub(crate) transport: Transport,
     pub(crate) arena_bytes: usize,
     pub(crate) silent_ms: u32,
     pub(crate) timeout_ms: u32,

@@ -13,6 +13,7 @@ mod lobby;
 mod message;
 mod node;
 mod tls;
+mod transport;
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ pub use self::channel::{Channel, ChannelError, MESSAGE_BYTES_MAX};
 pub use self::lobby::{EpochPlan, Lobby, LobbyError, LobbyOptions, Member};
 pub use self::message::parse_hostile_messages;
 pub use self::node::{JoinError, JoinOptions, Seat, Started, join};
+pub use self::transport::Transport;
 
 /// What tells one set of weights from another, made by whoever loads them: equal on two machines
 /// only if the weights are.

@@ -2,13 +2,15 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::channel::{Channel, ChannelError};
 use super::message::{Message, PROTOCOL, Start, binding};
 use super::{Fingerprint, tls};
-use crate::link::mesh::{MeshError, MeshOptions, RANKS_MAX};
-use crate::link::tcp::{TcpLink, TcpOptions};
+use crate::link::Link;
+use crate::link::mesh::{MeshOptions, RANKS_MAX};
+use crate::link::ofi::OfiError;
 use crate::secure::{EpochSecret, Policy, Side, Token, hex, random, unhex};
 
 /// How long the leader has for each answer.
@@ -65,7 +67,7 @@ pub enum JoinError {
     Channel(#[from] ChannelError),
     /// The ranks did not find each other.
     #[error(transparent)]
-    Mesh(#[from] MeshError),
+    Link(#[from] OfiError),
 }
 
 /// A place in the lobby.
@@ -79,7 +81,7 @@ pub struct Seat {
 /// An epoch that has begun.
 pub struct Started {
     /// The connections to the other ranks.
-    pub link: TcpLink,
+    pub link: Arc<dyn Link>,
     /// What the leader tells of the work.
     pub task: String,
 }
@@ -198,9 +200,8 @@ impl Seat {
             policy: self.policy,
             timeout: Duration::from_millis(start.timeout_ms.into()),
         };
-        let mut options = TcpOptions::new(mesh, arena_bytes);
-        options.silent_after = Duration::from_millis(start.silent_ms.into());
-        let link = TcpLink::connect(&self.data, &options)?;
+        let silent_after = Duration::from_millis(start.silent_ms.into());
+        let link = start.transport.connect(&self.data, mesh, arena_bytes, silent_after)?;
         Ok(Started { link, task: start.task })
     }
 }

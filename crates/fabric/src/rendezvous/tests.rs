@@ -40,10 +40,11 @@ fn have_weights(_task: &str) -> Result<Fingerprint, String> {
 }
 
 fn plan(epoch: u32) -> EpochPlan {
-    EpochPlan { epoch, arena_bytes: 1 << 16, timeout: PATIENCE, task: format!("epoch {epoch}") }
+    let (transport, timeout) = (Transport::Tcp, PATIENCE);
+    EpochPlan { epoch, transport, arena_bytes: 1 << 16, timeout, task: format!("epoch {epoch}") }
 }
 
-fn meet(link: &impl Link) {
+fn meet(link: &dyn Link) {
     let others = || (0..link.ranks()).filter(|peer| *peer != link.rank());
     let deadline = Instant::now() + PATIENCE;
     others().for_each(|peer| link.put(peer, 0, &[b"here"], 0).unwrap());
@@ -71,17 +72,17 @@ fn nodes_join_and_meet_in_two_epochs_with_a_spare() {
                     // Until the leader lets go of its end.
                     while let Ok(started) = seat.start(None) {
                         assert_eq!(started.task, format!("epoch {}", started.link.epoch()));
-                        meet(&started.link);
+                        meet(&*started.link);
                     }
                 });
             }
             let members = lobby.take(2, PATIENCE).unwrap();
-            meet(&lobby.start(&members, &plan(1)).unwrap());
+            meet(&*lobby.start(&members, &plan(1)).unwrap());
             let spare = lobby.take(1, PATIENCE).unwrap();
             let members: Vec<Member> = members.into_iter().take(1).chain(spare).collect();
             let link = lobby.start(&members, &plan(2)).unwrap();
             assert_eq!(link.ranks(), 3);
-            meet(&link);
+            meet(&*link);
         });
     }
 }

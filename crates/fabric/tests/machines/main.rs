@@ -9,16 +9,25 @@ mod bed;
 mod rank;
 
 use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use bed::{Bed, inside, ip};
+use pomona_fabric::link::ofi::provider;
 use pomona_fabric::secure::{Policy, Token};
 
 /// Nothing takes longer, on however busy a machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-const POLICIES: [Policy; 3] = [Policy::Off, Policy::Auth, Policy::Seal];
+
+/// How data is protected and carried.
+type Way = (Policy, &'static str);
+
+const OFF: Way = (Policy::Off, "tcp");
+const AUTH: Way = (Policy::Auth, "tcp");
+const SEAL: Way = (Policy::Seal, "tcp");
+const LIBFABRIC: Way = (Policy::Auth, "libfabric");
 
 /// A check by its name.
 type Check = (&'static str, fn());
@@ -60,6 +69,20 @@ fn check(words: &[String]) {
     }
 }
 
+/// Those that can be taken here; says which cannot.
+fn ways(all: &[Way]) -> Vec<Way> {
+    let has_libfabric = match provider(Ipv4Addr::LOCALHOST.into()) {
+        Ok(_) => true,
+        Err(why) => {
+            let required = std::env::var("POMONA_REQUIRE").unwrap_or_default();
+            assert!(required.split(',').all(|name| name != "libfabric"), "required: {why}");
+            println!("  SKIPPED: {why}");
+            false
+        }
+    };
+    all.iter().copied().filter(|way| *way != LIBFABRIC || has_libfabric).collect()
+}
+
 /// A line that a process has printed: whose, what, and when.
 struct Line {
     from: usize,
@@ -97,12 +120,12 @@ impl Crew {
     }
 
     /// A leader on machine 0 and a node on each other one.
-    fn group(bed: &Bed, machines: usize, policy: Policy, work: &str) -> Crew {
+    fn group(bed: &Bed, machines: usize, (policy, transport): Way, work: &str) -> Crew {
         let mut crew = Crew::new();
         let (token, policy) = (Token::generate(), policy.to_string());
         let address = format!("{}:7000", bed.address(0));
         let nodes = (machines - 1).to_string();
-        let lead = ["lead", &address, &policy, token.reveal(), work, &nodes];
+        let lead = ["lead", &address, &policy, transport, token.reveal(), work, &nodes];
         crew.start(&bed.machine(0), &lead);
         for at in 1..machines {
             crew.start(&bed.machine(at), &["join", &address, &policy, token.reveal()]);
@@ -149,8 +172,9 @@ impl Drop for Crew {
 
 fn collectives_equal_plain_loops() {
     let bed = Bed::new(3).unwrap();
-    for policy in POLICIES {
-        let crew = Crew::group(&bed, 3, policy, "collectives");
+    for way in ways(&[OFF, AUTH, SEAL, LIBFABRIC]) {
+        println!("  policy {} over {}", way.0, way.1);
+        let crew = Crew::group(&bed, 3, way, "collectives");
         crew.expect("DONE", &[0, 1, 2]);
     }
 }
@@ -158,32 +182,35 @@ fn collectives_equal_plain_loops() {
 /// In clear it is seen, so the check can fail.
 fn a_capture_shows_the_prompt() {
     let bed = Bed::new(2).unwrap();
-    for policy in POLICIES {
+    for way in ways(&[OFF, AUTH, SEAL, LIBFABRIC]) {
         let mut capture = Crew::new();
         capture.start(&bed.hub(), &["capture"]);
         capture.expect("READY", &[0]);
-        let crew = Crew::group(&bed, 2, policy, "prompt");
+        let crew = Crew::group(&bed, 2, way, "prompt");
         crew.expect("DONE", &[0, 1]);
         drop(capture.children[0].stdin.take());
         let said = capture.expect("SEEN", &[0]).remove(0).text;
         let numbers: Vec<usize> =
             said.split(' ').skip(1).map(|number| number.parse().unwrap()).collect();
-        println!("  policy {policy}: the prompt in {} of {} packets", numbers[0], numbers[1]);
-        assert!(numbers[1] > 20, "{said}");
-        assert_eq!(numbers[0] == 0, policy == Policy::Seal, "{policy}: {said}");
+        let [seen, packets] = numbers[..] else { panic!("{said}") };
+        println!("  policy {} over {}: the prompt in {seen} of {packets} packets", way.0, way.1);
+        assert!(packets > 20, "{said}");
+        assert_eq!(seen == 0, way == SEAL, "{said}");
     }
 }
 
 /// Something happens to rank 2 of four while they work: the others name it. Says how soon.
-fn is_named(policy: Policy, cause: &str, happens: impl Fn(&Bed, &Crew)) {
+fn is_named(way: Way, cause: &str, happens: impl Fn(&Bed, &Crew)) {
     let bed = Bed::new(4).unwrap();
-    let crew = Crew::group(&bed, 4, policy, "sums");
+    let crew = Crew::group(&bed, 4, way, "sums");
     crew.expect("READY", &[0, 1, 2, 3]);
     let begun = Instant::now();
     happens(&bed, &crew);
     for line in crew.expect("LOST", &[0, 1, 3]) {
         let after = line.at.duration_since(begun);
-        println!("  {policy}: rank {} after {} ms: {}", line.from, after.as_millis(), line.text);
+        let (policy, transport) = way;
+        let after = after.as_millis();
+        println!("  {policy} {transport}: rank {} after {after} ms: {}", line.from, line.text);
         assert!(line.text.starts_with("LOST 2 "), "{}", line.text);
         assert!(line.text.contains(cause), "{}", line.text);
     }
@@ -192,15 +219,19 @@ fn is_named(policy: Policy, cause: &str, happens: impl Fn(&Bed, &Crew)) {
 fn an_unplugged_machine_is_named() {
     let unplug =
         |bed: &Bed, _: &Crew| ip(&["-n", &bed.machine(2), "link", "set", "eth0", "down"]).unwrap();
-    for policy in [Policy::Off, Policy::Seal] {
-        is_named(policy, "no sign of life", unplug);
+    for way in ways(&[OFF, SEAL, LIBFABRIC]) {
+        is_named(way, "no sign of life", unplug);
     }
 }
 
 fn a_killed_process_is_named() {
-    is_named(Policy::Seal, "connection broke", |_, crew| crew.signal(2, libc::SIGKILL));
+    for way in ways(&[SEAL, LIBFABRIC]) {
+        is_named(way, "connection broke", |_, crew| crew.signal(2, libc::SIGKILL));
+    }
 }
 
 fn a_stopped_process_is_named() {
-    is_named(Policy::Seal, "no sign of life", |_, crew| crew.signal(2, libc::SIGSTOP));
+    for way in ways(&[SEAL, LIBFABRIC]) {
+        is_named(way, "no sign of life", |_, crew| crew.signal(2, libc::SIGSTOP));
+    }
 }

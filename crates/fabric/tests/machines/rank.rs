@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use pomona_fabric::coll::{Comm, World};
 use pomona_fabric::link::Link;
-use pomona_fabric::link::tcp::TcpLink;
-use pomona_fabric::rendezvous::{EpochPlan, JoinOptions, Lobby, LobbyOptions, join};
+use pomona_fabric::rendezvous::{EpochPlan, JoinOptions, Lobby, LobbyOptions, Transport, join};
 use pomona_fabric::secure::{Policy, Token};
 use pomona_types::{Collective, GroupError};
 
@@ -21,9 +20,9 @@ const VERSION: &str = "a version";
 /// What stands for the text of a prompt.
 pub const MARKER: &str = "the prompt that nobody else may read";
 
-/// `lead ADDRESS POLICY TOKEN WORK NODES`
+/// `lead ADDRESS POLICY TRANSPORT TOKEN WORK NODES`
 pub fn lead(words: &[String]) {
-    let [address, policy, token, work, nodes] = words else { panic!("{words:?}") };
+    let [address, policy, transport, token, work, nodes] = words else { panic!("{words:?}") };
     let nodes: usize = nodes.parse().unwrap();
     let options = LobbyOptions {
         token: token.parse().unwrap(),
@@ -37,7 +36,12 @@ pub fn lead(words: &[String]) {
     let mut members = lobby.take(nodes, PATIENCE).unwrap();
     // The rank of a node is its place on the test bed.
     members.sort_by_key(|member| member.data.ip());
-    let plan = EpochPlan { epoch: 1, arena_bytes: ARENA, timeout: PATIENCE, task: work.clone() };
+    let transport = match transport.as_str() {
+        "tcp" => Transport::Tcp,
+        _ => lobby.libfabric(&members).unwrap(),
+    };
+    let (timeout, task) = (PATIENCE, work.clone());
+    let plan = EpochPlan { epoch: 1, transport, arena_bytes: ARENA, timeout, task };
     labour(lobby.start(&members, &plan).unwrap(), work);
 }
 
@@ -61,8 +65,7 @@ pub fn node(words: &[String]) {
 }
 
 /// Does the work, and prints `DONE`, or `LOST`, whom, and why.
-fn labour(link: TcpLink, work: &str) {
-    let link: Arc<dyn Link> = Arc::new(link);
+fn labour(link: Arc<dyn Link>, work: &str) {
     let comm = World::new(link).with_limit(PATIENCE).all(ARENA).unwrap();
     let result = match work {
         "collectives" => collectives(&comm),

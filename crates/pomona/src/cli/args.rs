@@ -132,6 +132,10 @@ pub struct NodesArgs {
     /// encrypted)
     #[arg(long, value_name = "POLICY", default_value = "seal")]
     pub node_security: pomona_fabric::secure::Policy,
+    /// What carries data between machines. libfabric has RDMA where the machines do; it is opened
+    /// at run time, cannot be sealed, and where it is missing tcp is taken
+    #[arg(long, value_name = "TRANSPORT", value_enum, default_value_t = NodeTransport::Tcp)]
+    pub node_transport: NodeTransport,
     /// This is one of those machines.
     #[arg(skip)]
     pub joined: bool,
@@ -150,6 +154,15 @@ impl NodesArgs {
     pub fn apart(&self) -> bool {
         self.joined || self.node_listen.is_some()
     }
+}
+
+/// What carries data between machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NodeTransport {
+    /// Connections of Pomona's own
+    Tcp,
+    /// libfabric, by the best provider that there is
+    Libfabric,
 }
 
 /// Over how many ranks a model is divided: processes of this machine, or of several.

@@ -16,7 +16,7 @@ mod speculative;
 mod strangers;
 mod tokenize;
 
-pub use args::{EngineArgs, Policy};
+pub use args::{EngineArgs, NodeTransport, Policy};
 
 use std::io::{IsTerminal, stderr};
 

@@ -96,7 +96,7 @@ fn follow(args: &NodeArgs) -> Result<Option<anyhow::Error>> {
     let follower = follower.context("the leader admits nodes that have told their weights")?;
     say(&format!("joined {}", args.join));
     let link = match seat.start(None) {
-        Ok(started) => std::sync::Arc::new(started.link),
+        Ok(started) => started.link,
         // Spares that were not needed.
         Err(JoinError::Channel(_)) => return Ok(None),
         Err(error) => return Err(error.into()),
