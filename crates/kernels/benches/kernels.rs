@@ -155,7 +155,7 @@ fn experts(ops: &CpuOps, limits: &Probe) {
             let (seconds, _) = time(|| {
                 let here = &layers[turn % layers.len()];
                 turn += 1;
-                let experts = Experts { here, first: 0, activation, between: [&gate, &up] };
+                let experts = Experts { here, activation, between: [&gate, &up] };
                 ops.experts(&x, &ids, &experts, &out).unwrap();
             });
             let (gate, up, out) =
