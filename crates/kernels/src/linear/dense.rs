@@ -86,8 +86,11 @@ impl Number for F32 {
     const BYTES: usize = 4 * GROUP;
     #[inline(always)]
     fn wide<T: Tier>(t: T, bytes: &[u8], _: usize) -> T::F {
-        let words = bytes.as_chunks::<4>().0;
-        t.load(&std::array::from_fn(|i| f32::from_le_bytes(words[i])))
+        let mut numbers = [0.0; GROUP];
+        for (number, word) in numbers.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *number = f32::from_le_bytes(*word);
+        }
+        t.load(&numbers)
     }
 }
 
@@ -97,8 +100,11 @@ impl Number for F16 {
     const BYTES: usize = 2 * GROUP;
     #[inline(always)]
     fn wide<T: Tier>(t: T, bytes: &[u8], _: usize) -> T::F {
-        let words = bytes.as_chunks::<2>().0;
-        t.halves(&std::array::from_fn(|i| u16::from_le_bytes(words[i])))
+        let mut halves = [0; GROUP];
+        for (half, word) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            *half = u16::from_le_bytes(*word);
+        }
+        t.halves(&halves)
     }
 }
 
@@ -108,8 +114,10 @@ impl Number for BF16 {
     const BYTES: usize = PAIR_BYTES;
     #[inline(always)]
     fn wide<T: Tier>(t: T, bytes: &[u8], column: usize) -> T::F {
-        let words = bytes.as_chunks::<4>().0;
-        let pairs = std::array::from_fn(|i| u32::from_le_bytes(words[i]));
+        let mut pairs = [0; GROUP];
+        for (pair, word) in pairs.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *pair = u32::from_le_bytes(*word);
+        }
         if column == 0 { t.lower_bfloats(&pairs) } else { t.upper_bfloats(&pairs) }
     }
 }
@@ -171,10 +179,13 @@ impl Dense<'_> {
             let at = together * N::BYTES;
             for (column, x) in x.chunks_exact(width).enumerate() {
                 let x: &[f32; K] = x[token % width..].first_chunk().expect("tokens side by side");
-                let wide: [T::F; G] = std::array::from_fn(|g| {
+                // Not by a closure: one that is no part of this function lacks the tier's features.
+                let mut wide = [t.splat(0.0); G];
+                for (wide, weights) in wide.iter_mut().zip(weights) {
                     // SAFETY: a group has as many bytes for columns that lie together.
-                    N::wide(t, unsafe { weights[g].get_unchecked(at..at + N::BYTES) }, column)
-                });
+                    let bytes = unsafe { weights.get_unchecked(at..at + N::BYTES) };
+                    *wide = N::wide(t, bytes, column);
+                }
                 for k in 0..K {
                     let x = t.splat(x[k]);
                     for g in 0..G {
