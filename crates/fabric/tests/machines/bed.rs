@@ -3,21 +3,21 @@
 //! machine that runs this is not touched.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Names this process's namespaces, so that two runs do not meet.
-fn name(part: &str) -> String {
-    format!("pomona-{}-{part}", std::process::id())
-}
+/// Beds that this process has made.
+static BEDS: AtomicU32 = AtomicU32::new(0);
 
 /// Some machines. Gone when dropped.
 pub struct Bed {
     machines: usize,
+    number: u32,
 }
 
 impl Bed {
     /// Fails with the reason where namespaces cannot be made.
     pub fn new(machines: usize) -> Result<Bed, String> {
-        let bed = Bed { machines };
+        let bed = Bed { machines, number: BEDS.fetch_add(1, Ordering::Relaxed) };
         let hub = bed.hub();
         ip(&["netns", "add", &hub])?;
         ip(&["-n", &hub, "link", "add", "switch", "type", "bridge"])?;
@@ -36,14 +36,19 @@ impl Bed {
         Ok(bed)
     }
 
+    /// Names a namespace, so that no two runs and no two beds meet.
+    fn name(&self, part: &str) -> String {
+        format!("pomona-{}-{}-{part}", std::process::id(), self.number)
+    }
+
     /// The namespace of the switch.
     pub fn hub(&self) -> String {
-        name("hub")
+        self.name("hub")
     }
 
     /// A machine's namespace.
     pub fn machine(&self, at: usize) -> String {
-        name(&at.to_string())
+        self.name(&at.to_string())
     }
 
     /// Its address.
