@@ -110,7 +110,7 @@ fn a_model_over_machines_says_what_it_says_alone() {
 fn a_pulled_cable_changes_no_answer() {
     let Some((model, bed)) = world(2) else { return };
     let home = tempfile::tempdir().unwrap();
-    let alone = ask(&mut pomona(home.path()), &model, "200").output().unwrap();
+    let alone = ask(&mut pomona(home.path()), &model, "60").output().unwrap();
     let (_node, said) = node(&bed, 1, home.path(), &["--patience", "60"]);
     let heard = |word: &str| {
         let line = || said.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no '{word}'"));
@@ -118,7 +118,7 @@ fn a_pulled_cable_changes_no_answer() {
     };
     let cable = |state| ip(&["-n", &bed.machine(1), "link", "set", "eth0", state]).unwrap();
     let mut leader = on(&bed.machine(0), home.path());
-    ask(&mut leader, &model, "200").args(listen(&bed)).args(["--tp", "2"]);
+    ask(&mut leader, &model, "60").args(listen(&bed)).args(["--tp", "2"]);
     let mut leader = leader.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     heard("joined");
     // The answer has begun when its first word is there.
