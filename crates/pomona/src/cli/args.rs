@@ -2,6 +2,7 @@
 //! read. Every refusal says what to write instead.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -239,7 +240,8 @@ impl WeightCacheArgs {
             Some(folder) => folder.clone(),
             None => Surroundings::from_env()?.home.join("weights"),
         };
-        Ok(Some(WeightCache { folder, bytes_max: self.weight_cache_size }))
+        let (bytes_max, patience) = (self.weight_cache_size, Duration::ZERO);
+        Ok(Some(WeightCache { folder, bytes_max, patience }))
     }
 
     /// From now on means a folder in the one that was meant, and yields it.

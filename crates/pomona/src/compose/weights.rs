@@ -16,6 +16,9 @@ use crate::models::weight_cache::{Entry, Finishing};
 /// Loading that takes longer than this shows progress.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long a rank waits for those that are packing before it.
+const RANKS_PATIENCE: Duration = Duration::from_secs(600);
+
 /// Weights in their place.
 pub struct Weights {
     /// What they belong to.
@@ -98,7 +101,7 @@ impl Prepared {
                 Some(ranks) => checkpoint.load_part(ops.as_ref(), &options, ranks, &mut show),
                 None => checkpoint.load(ops.as_ref(), &options, &mut show),
             };
-            before += checkpoint.weight_bytes();
+            before += total;
             model.with_context(|| format!("cannot load {}", checkpoint.name()))
         };
         let model = load(&self.checkpoint, ranks)?;
@@ -112,9 +115,13 @@ impl Prepared {
     /// What the cache of packed weights has for this model.
     fn packed_weights(&self, ranks: Option<&Ranks>) -> Result<Entry> {
         let cache = self.args.weight_cache.cache()?;
-        let (Some(cache), Some(whole)) = (cache, self.checkpoint.fingerprint()) else {
+        let (Some(mut cache), Some(whole)) = (cache, self.checkpoint.fingerprint()) else {
             return Ok(Entry::none());
         };
+        // Ranks load at the same time, and each should find its file the next time.
+        if self.args.parallel.processes() > 1 {
+            cache.patience = RANKS_PATIENCE;
+        }
         let name = &self.resolved.name;
         Ok(match ranks {
             None => cache.entry(name, &whole, self.checkpoint.weight_bytes()),

@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use pomona_device::{Pieces, PiecesKey, PiecesWriter};
@@ -38,6 +38,8 @@ pub struct WeightCache {
     pub folder: PathBuf,
     /// Most bytes of all its files.
     pub bytes_max: u64,
+    /// How long to wait for another process that is packing, before it is done without a file.
+    pub patience: Duration,
 }
 
 /// One of its files.
@@ -131,10 +133,18 @@ impl WeightCache {
 
     /// The right to write, unless another process has it. Gone with the file or the process.
     fn lock(&self) -> Result<Option<File>> {
+        const LOOK: Duration = Duration::from_millis(50);
         let path = self.folder.join(LOCK);
         let file = File::options().create(true).truncate(false).write(true).open(&path);
         let file = file.with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(file.try_lock().is_ok().then_some(file))
+        let begun = Instant::now();
+        while file.try_lock().is_err() {
+            if begun.elapsed() >= self.patience {
+                return Ok(None);
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(Some(file))
     }
 
     /// Removes files until there is room for `bytes` more. A process that has one mapped keeps it.
@@ -243,7 +253,8 @@ mod tests {
     use super::*;
 
     fn cache(folder: &Path) -> WeightCache {
-        WeightCache { folder: folder.join("weights"), bytes_max: 1 << 20 }
+        let (folder, patience) = (folder.join("weights"), Duration::ZERO);
+        WeightCache { folder, bytes_max: 1 << 20, patience }
     }
 
     /// Packs `bytes` bytes for a model, as a load would.
