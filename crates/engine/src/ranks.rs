@@ -17,6 +17,10 @@ use crate::order::{Kind, Order};
 
 /// The rank that leads.
 const LEADER: usize = 0;
+/// An arena is divided among all ranks, those that share layers, and stages; one part is spare.
+const PARTS: usize = 4;
+/// Smaller arenas make pieces of what ranks gather.
+const ARENA_BYTES_MIN: usize = 256 << 20;
 /// Longest wait for a rank that is alive: more than the slowest step takes on the slowest rank.
 const STEP_LIMIT: Duration = Duration::from_secs(600);
 
@@ -29,6 +33,16 @@ pub struct Seat {
 }
 
 impl Seat {
+    /// Bytes of each rank's arena with which ranks do not wait for each other longer than they have
+    /// to, and never in a circle: what is on its way between stages, one way and the other, is at
+    /// most the tokens of the steps in flight, and has room. Only what is used takes memory.
+    pub fn arena_bytes(division: &Division, hidden: u32, max_num_batched_tokens: u32) -> usize {
+        let step = max_num_batched_tokens as usize * hidden as usize * size_of::<f32>();
+        // Messages have a third of each member's lane in one of the parts.
+        let lanes = 2 * 3 * PARTS * division.layers.len();
+        (step * lanes).max(ARENA_BYTES_MIN)
+    }
+
     /// Takes the place that a link has. All ranks have to, at about the same time.
     ///
     /// # Errors
@@ -39,7 +53,7 @@ impl Seat {
             let (there, asked) = (link.ranks(), parallel.ranks());
             return Err(GroupError::Invalid(format!("{there} ranks for a model over {asked}")));
         }
-        let bytes = link.arena_bytes() / 4;
+        let bytes = link.arena_bytes() / PARTS;
         let mut division_of = World::new(link).with_limit(STEP_LIMIT);
         let world = Arc::new(division_of.all(bytes)?);
         let mut groups = |of: fn(&Parallel, usize) -> Vec<usize>| {

@@ -17,8 +17,6 @@ use serde::{Deserialize, Serialize};
 use crate::cli::{EngineArgs, NodeTransport};
 use crate::models::progress::say;
 
-/// Of each rank: what it is sent lies there until it has taken it. Only what is used takes memory.
-const ARENA_BYTES: usize = 256 << 20;
 /// How long nodes may take to join.
 const JOIN_LIMIT: Duration = Duration::from_secs(600);
 /// How long a node may take to find the weights.
@@ -92,7 +90,7 @@ impl Door {
     }
 
     /// Takes the nodes of one replica.
-    fn take(&mut self, ranks: usize) -> Result<Crew> {
+    fn take(&mut self, ranks: usize, arena_bytes: usize) -> Result<Crew> {
         let members = self.lobby.take(ranks - 1, JOIN_LIMIT)?;
         self.epoch += 1;
         let (epoch, task) = (self.epoch, String::new());
@@ -103,7 +101,7 @@ impl Door {
                 Transport::Tcp
             }),
         };
-        let (arena_bytes, timeout) = (ARENA_BYTES, CONNECT_LIMIT);
+        let timeout = CONNECT_LIMIT;
         let plan = EpochPlan { epoch, transport, arena_bytes, timeout, task };
         let link = self.lobby.start(&members, &plan)?;
         Ok(Crew { link: link.clone(), _held: Held::Nodes { _members: members, link } })
@@ -116,16 +114,17 @@ impl Crew {
     pub fn find(
         (model, replica): (&str, usize),
         args: &EngineArgs,
+        arena_bytes: usize,
         door: Option<&mut Door>,
     ) -> Result<Crew> {
         let ranks = args.parallel.division().ranks();
         if let Some(door) = door {
-            return door.take(ranks);
+            return door.take(ranks, arena_bytes);
         }
         let program = std::env::current_exe().context("cannot find this program's file")?;
         let group =
             GroupOptions { identity: identity(), ranks_min: ranks, ..GroupOptions::new(ranks) };
-        let options = LocalOptions { group, spares: 0, arena_bytes: ARENA_BYTES };
+        let options = LocalOptions { group, spares: 0, arena_bytes };
         let group = LocalGroup::spawn(&options, |_| {
             let mut command = Command::new(&program);
             command.args(["rank", model, "--replica", &replica.to_string()]).args(args.to_flags());

@@ -109,7 +109,11 @@ impl Prepared {
             1 => None,
             _ => {
                 let mut door = door.as_ref().map(|door| lock(door));
-                Some(Crew::find((&self.name, replica), &self.args, door.as_deref_mut())?)
+                let (hidden, tokens) =
+                    (self.checkpoint.spec().hidden, self.args.max_num_batched_tokens);
+                let arena = Seat::arena_bytes(&self.division, hidden, tokens);
+                let who = (self.name.as_str(), replica);
+                Some(Crew::find(who, &self.args, arena, door.as_deref_mut())?)
             }
         };
         let seat = crew.as_ref().map(|crew| Seat::take(crew.link(), &self.division)).transpose()?;
