@@ -1,7 +1,7 @@
 //! Ranks that talk to each other, on one machine or on many.
 //!
 //! Four layers: [`link`] carries bytes and notifications between two processes; [`group`] knows who
-//! is there, in which epoch, and who was lost; [`coll`] has the collectives; `xfer` moves blocks
+//! is there, in which epoch, and who was lost; [`coll`] has the collectives; [`xfer`] moves blocks
 //! one-sidedly. Owns every wait for another rank: each has a deadline and sees an abort. Does not
 //! know models.
 
@@ -13,3 +13,4 @@ pub mod measure;
 pub mod rendezvous;
 pub mod secure;
 pub mod wait;
+pub mod xfer;

@@ -31,6 +31,7 @@ use self::messages::Messages;
 use self::watch::{Ledger, Watch};
 use crate::link::{COUNTERS, Link};
 use crate::wait;
+use crate::xfer::{self, Transfer};
 
 /// How long a wait within a call may take, if nothing else is said.
 pub const CALL_LIMIT: Duration = Duration::from_secs(30);
@@ -97,6 +98,22 @@ impl World {
         let Some(group) = member_of[self.link.rank()] else { return Ok(None) };
         let lanes = Lanes::new(self.link.clone(), groups[group].to_vec(), part, counters);
         Ok(Some(Comm::new(lanes, self.limit)))
+    }
+
+    /// Transfers among all ranks, with so many bytes of everyone's arena for regions and notices.
+    /// All ranks make them in the same order as their divisions.
+    pub fn transfer(&mut self, bytes: usize) -> Result<Transfer, GroupError> {
+        let (start, first) = (self.bytes_given, self.counters_given);
+        let bytes = bytes.next_multiple_of(64);
+        let left = self.link.arena_bytes() - start;
+        if bytes > left || first + xfer::COUNTERS_TAKEN > COUNTERS {
+            return Err(invalid(format!("{bytes} bytes for transfers: {left} are left")));
+        }
+        let part = start..start + bytes;
+        let transfer = Transfer::new(self.link.clone(), self.limit, part, first)?;
+        self.bytes_given += bytes;
+        self.counters_given += xfer::COUNTERS_TAKEN;
+        Ok(transfer)
     }
 
     /// One group of all ranks.

@@ -50,3 +50,49 @@ fn check(seed: u64) -> String {
     assert!(checked.is_ok(), "seed {seed} failed: {scenario:?}");
     kind
 }
+
+#[test]
+fn transfers_keep_their_order_where_puts_overtake_each_other() {
+    use std::time::Duration;
+
+    use pomona_fabric::coll::World;
+    use pomona_fabric::link::simulated::{
+        SimulatedEpoch, SimulatedLink, SimulatedOptions, Simulation, Task,
+    };
+    use pomona_fabric::xfer::Handle;
+
+    for seed in 0..50 {
+        let simulation = Simulation::new(seed, 2);
+        let delay_max = Duration::from_micros(50);
+        let (epoch, arena_bytes) = (1, 1 << 20);
+        let options = SimulatedOptions { ranks: 2, epoch, arena_bytes, in_place: false, delay_max };
+        let links = SimulatedLink::all(&SimulatedEpoch::new(&simulation, options));
+        let rank = |link: SimulatedLink| {
+            let me = pomona_fabric::link::Link::rank(&link);
+            let link = std::sync::Arc::new(link);
+            let mut transfer = World::new(link).transfer(1 << 20).unwrap();
+            // Both make the same region first, so each knows the other's.
+            let own = transfer.register(4096).unwrap();
+            let mut theirs = own.encode();
+            theirs[0] ^= 1;
+            let theirs = Handle::decode(&theirs);
+            for round in 0..40u8 {
+                transfer.put(theirs, round as usize * 100, &[&[round ^ me as u8; 100]], 0).unwrap();
+            }
+            for round in 0..40u8 {
+                transfer.arrival_from(1 - me).unwrap();
+                let mut got = [0; 100];
+                transfer.read(own, round as usize * 100, &mut got).unwrap();
+                assert_eq!(got, [round ^ 1 ^ me as u8; 100], "seed {seed}");
+            }
+            transfer.fence(1 - me).unwrap();
+            // The other's fence may not have come yet.
+            while simulation.now() < Duration::from_secs(1) {
+                transfer.arrival().unwrap();
+                simulation.park(me, Duration::from_millis(50));
+            }
+        };
+        let (rank, tasks) = (&rank, links.into_iter());
+        simulation.run(tasks.map(|link| Box::new(move || rank(link)) as Task<'_>).collect());
+    }
+}

@@ -3,11 +3,13 @@
 
 mod collectives;
 mod links;
+mod transfers;
 
 use std::sync::Arc;
 
 pub use collectives::*;
 pub use links::*;
+pub use transfers::*;
 
 use pomona_fabric::coll::{Comm, World};
 use pomona_fabric::link::Link;
@@ -46,6 +48,10 @@ macro_rules! contract {
                 a_rank_that_waits_elsewhere_is_named_on_all
                 a_rank_that_does_not_come_is_named_on_all
                 every_call_fails_once_the_epoch_is_over
+                a_number_arrives_behind_the_bytes_of_its_put
+                bytes_are_got_without_a_call_of_their_owner
+                a_closed_region_is_free_once_all_have_answered
+                handles_that_are_no_good_are_refused
             );
         }
     )+ };
