@@ -15,6 +15,8 @@ use crate::secure::{EpochSecret, Policy, Side, Token, hex, random, unhex};
 
 /// How long the leader has for each answer.
 const ANSWER: Duration = Duration::from_secs(10);
+/// More than any machine's memory.
+const ARENA_BYTES_MAX: usize = 1 << 40;
 /// How long between two tries to reach it.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -187,9 +189,10 @@ impl Seat {
         };
         let Start { epoch, rank, addresses, secret, arena_bytes, .. } = *start;
         let secret = EpochSecret::from_hex(&secret);
-        let Some(secret) =
-            secret.filter(|_| rank < addresses.len() && addresses.len() <= RANKS_MAX)
-        else {
+        let is_one = rank < addresses.len()
+            && addresses.len() <= RANKS_MAX
+            && arena_bytes <= ARENA_BYTES_MAX;
+        let Some(secret) = secret.filter(|_| is_one) else {
             return Err(JoinError::Unfit("the leader describes no epoch".to_owned()));
         };
         let mesh = MeshOptions {
