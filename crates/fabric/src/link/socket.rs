@@ -5,6 +5,9 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+/// Most bytes of one system call that sends: what is copied into the kernel by one is still in the
+/// cache when it leaves.
+const CALL_BYTES: usize = 64 << 10;
 /// Pieces of one system call.
 const PIECES: usize = 16;
 
@@ -41,13 +44,15 @@ pub(crate) fn poll(interests: impl Iterator<Item = Interest>, at_most: Duration)
 /// Sends what is left of `parts` behind the first `skip` bytes, as much as the socket takes now.
 pub(crate) fn send(fd: RawFd, parts: &[&[u8]], mut skip: usize) -> io::Result<usize> {
     let mut pieces = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; PIECES];
-    let mut count = 0;
+    let (mut count, mut room) = (0, CALL_BYTES);
     for part in parts {
         let behind = part.get(skip..).unwrap_or_default();
         skip = skip.saturating_sub(part.len());
-        if !behind.is_empty() && count < PIECES {
+        let now = behind.len().min(room);
+        if now > 0 && count < PIECES {
             pieces[count].iov_base = behind.as_ptr().cast_mut().cast();
-            pieces[count].iov_len = behind.len();
+            pieces[count].iov_len = now;
+            room -= now;
             count += 1;
         }
     }
