@@ -98,8 +98,9 @@ impl Replica for Replicas {
                 Ok(()) => return Ok(()),
                 Err(why) => {
                     let mut desk = lock(&self.desk);
-                    desk.routes.remove(&request.id);
-                    desk.router.done(route);
+                    if let Some(route) = desk.routes.remove(&request.id) {
+                        desk.router.done(route);
+                    }
                     if matches!(why, Refusal::Invalid(_)) {
                         return Err(why);
                     }

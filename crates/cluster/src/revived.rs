@@ -4,6 +4,7 @@
 
 mod journal;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -27,6 +28,11 @@ const WAITING_MAX: usize = 1024;
 pub trait Life: Send {
     /// The replica.
     fn replica(&self) -> Arc<dyn Replica>;
+
+    /// Why it cannot go on, if that is so: seen also while it has nothing to do.
+    fn down(&self) -> Option<String> {
+        self.replica().load().down
+    }
 }
 
 /// Makes a life, or says why not.
@@ -102,13 +108,18 @@ impl Keeper {
     /// Sees whether it is up, and makes it again if not. Returns how long to wait now.
     fn look(&mut self, pause: Duration) -> Duration {
         if let Some(life) = &self.life {
-            let Some(why) = life.replica().load().down else { return LOOK };
+            let Some(why) = life.down() else {
+                // What came while it went down or up.
+                self.seat.journal.replay(life.replica().as_ref());
+                return LOOK;
+            };
             tracing::warn!("making the replica again: {why}");
             *self.seat.now() = Now::Down(why, Instant::now());
             // First the old one, for its memory and its ranks.
             self.life = None;
         }
-        match (self.make)() {
+        let made = catch_unwind(AssertUnwindSafe(|| (self.make)()));
+        match made.unwrap_or_else(|_| Err("making it failed (see the log)".to_owned())) {
             Ok(life) => {
                 let replica = life.replica();
                 *self.seat.now() = Now::Up(replica.clone());
@@ -120,11 +131,13 @@ impl Keeper {
             Err(why) => {
                 let pause = (pause * 2).clamp(PAUSE, PAUSE_MAX);
                 tracing::warn!("the replica cannot be made again, next try in {pause:?}: {why}");
-                let mut now = self.seat.now();
-                let Now::Down(before, since) = &mut *now else { return pause };
-                *before = why;
-                if since.elapsed() > PATIENCE {
-                    self.seat.journal.fail_waiting(before);
+                let mut late = false;
+                if let Now::Down(before, since) = &mut *self.seat.now() {
+                    before.clone_from(&why);
+                    late = since.elapsed() > PATIENCE;
+                }
+                if late {
+                    self.seat.journal.fail_waiting(&why);
                 }
                 pause
             }
@@ -165,8 +178,7 @@ impl Replica for Seat {
                     return Err(Refusal::Unavailable(why));
                 }
                 // Under the lock: it cannot come up before the request is written down.
-                self.journal.wait(request, sink);
-                Ok(())
+                self.journal.wait(request, sink)
             }
         }
     }

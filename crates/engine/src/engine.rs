@@ -273,16 +273,18 @@ fn draft_for(
 /// The thread's life: step until stopped or failed, then tell everyone who still waits.
 fn run_to_end(mut stepper: Stepper) {
     let message = match catch_unwind(AssertUnwindSafe(|| stepper.run())) {
-        Ok(Ok(())) => "the engine was stopped".to_owned(),
+        Ok(Ok(())) => {
+            if let Some(others) = &mut stepper.others {
+                others.end();
+            }
+            "the engine was stopped".to_owned()
+        }
         Ok(Err(error)) => {
             tracing::error!(error = &error as &dyn std::error::Error, "the engine stopped");
             format!("the engine stopped: {error}")
         }
         Err(_) => "the engine stopped: a bug in it was caught (see the log)".to_owned(),
     };
-    if let Some(others) = &mut stepper.others {
-        others.end();
-    }
     let arrivals = {
         let mut inner = stepper.shared.lock();
         inner.down = Some(message.clone());

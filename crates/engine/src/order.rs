@@ -1,6 +1,8 @@
 //! What the leader of a divided model tells the other ranks before each step. They decide nothing:
 //! an order has the tokens, where they stand, and what is new in block tables.
 
+use std::collections::BTreeSet;
+
 use bytemuck::allocation::pod_collect_to_vec;
 use bytemuck::cast_slice;
 use pomona_scheduler::batch::StepPlan;
@@ -92,14 +94,17 @@ impl Order {
         let (tokens, blocks) = rest.split_at_checked(*tokens as usize)?;
         self.stretches.clear();
         self.told.clear();
-        let mut counted = 0usize;
+        let (mut counted, mut slots) = (0usize, BTreeSet::new());
         for [slot, start, count, outputs, known, len] in rows.as_chunks::<ROW>().0 {
             let (slot, start, count, outputs) = (*slot, *start, *count, *outputs);
             let end = start.checked_add(count)?;
-            if outputs > count || *len != end.div_ceil(BLOCK_TOKENS) {
+            if count == 0 || outputs > count || *len != end.div_ceil(BLOCK_TOKENS) {
                 return None;
             }
             counted = counted.checked_add(count as usize)?;
+            if !slots.insert(slot) {
+                return None;
+            }
             self.stretches.push(Stretch { slot, start, count, outputs });
             self.told.push(Told { slot, known: *known, len: *len });
         }
@@ -153,8 +158,11 @@ mod tests {
         for len in [0, 4, 7, 20, message.len() - 12] {
             assert_eq!(Order::default().read(&message[..len]), None, "{len} bytes");
         }
-        // More outputs than tokens.
-        message[20] = 9;
-        assert_eq!(Order::default().read(message), None);
+        // More outputs than tokens; no token; a slot that another row has.
+        for (at, word) in [(20, 9), (16, 0), (32, 3)] {
+            let mut damaged = message.to_vec();
+            damaged[at] = word;
+            assert_eq!(Order::default().read(&damaged), None, "byte {at}");
+        }
     }
 }

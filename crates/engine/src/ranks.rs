@@ -106,7 +106,9 @@ impl Others {
     pub(crate) fn end(&mut self) {
         Kind::End.write(&mut self.message);
         // Those who are gone need not be told, and the others see that the group is at its end.
-        let _ = self.world.broadcast(LEADER, &mut self.message);
+        // When all have heard it, it does not matter in which order the rest goes.
+        let told = self.world.broadcast(LEADER, &mut self.message);
+        let _ = told.and_then(|()| self.world.barrier());
     }
 }
 
@@ -150,7 +152,11 @@ pub fn follow(
     loop {
         world.broadcast(LEADER, &mut message)?;
         match Kind::read(&message).ok_or(EngineError::Order)? {
-            (Kind::End, _) => return Ok(()),
+            (Kind::End, _) => {
+                // The leader waits for it; if it is gone already, that is an end as well.
+                let _ = world.barrier();
+                return Ok(());
+            }
             (Kind::Outputs, _) => logits.take(ops)?,
             (Kind::Step, rest) => {
                 order.read(rest).ok_or(EngineError::Order)?;

@@ -9,7 +9,8 @@
 //! Each pair has a ring of notices beside the regions. They are taken in the order in which they
 //! were given, whatever order they arrive in, each when the bytes that it is about are in place:
 //! so a notice also says that all before it is done. Whoever waits here, or calls
-//! [`Transfer::arrival`], answers the others; where arenas can be reached in place, a get needs nobody.
+//! [`Transfer::arrival`], answers the others; where arenas can be reached in place, a get needs
+//! nobody.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;

@@ -118,7 +118,7 @@ impl Division {
         };
         Ok(Division {
             parallel,
-            heads: evenly(spec.heads),
+            heads: cut(spec.heads, tensor, 1),
             hidden: evenly(spec.hidden),
             // Experts stay whole.
             ffn: match spec.experts {

@@ -98,6 +98,8 @@ pub struct Prepared {
     pub fit: Fit,
     draft: Option<Checkpoint>,
     args: EngineArgs,
+    /// Of each rank.
+    threads: usize,
 }
 
 /// Opens a model and finds room for it, before anything large is touched.
@@ -107,8 +109,15 @@ pub fn prepare(name: &str, args: &EngineArgs) -> Result<Prepared> {
     let wishes = wishes(&checkpoint, draft.as_ref(), args)?;
     let fit = memory::fit(checkpoint.spec(), &wishes)?;
     let division = Division::new(checkpoint.spec(), args.parallel.division())?;
-    let (name, args) = (name.to_owned(), args.clone());
-    Ok(Prepared { name, division, resolved, checkpoint, fit, draft, args })
+    if args.nodes.node_listen.is_some() && division.parallel.ranks() == 1 {
+        bail!(
+            "--node-listen has nothing to wait for: say over how many ranks the model is to be \
+             divided, such as --tensor-parallel-size 2"
+        );
+    }
+    weights::remark_on_threads(args);
+    let (name, threads, args) = (name.to_owned(), threads(args), args.clone());
+    Ok(Prepared { name, division, resolved, checkpoint, fit, draft, args, threads })
 }
 
 /// What flags and machine say about memory.
@@ -128,11 +137,11 @@ pub fn wishes(
         true => ranks.reduce(Needs::max).unwrap_or_default(),
         false => ranks.sum(),
     };
-    let replicas = args.parallel.data_parallel_size as usize;
-    let ranks: Needs = std::iter::repeat_n(replica, replicas).sum();
     let draft = draft.map_or(Ok(Needs::default()), |draft| draft_needs(checkpoint, draft, args))?;
+    let replicas = args.parallel.data_parallel_size as usize;
+    let needs: Needs = std::iter::repeat_n(replica + draft, replicas).sum();
     Ok(Wishes {
-        needs: ranks + draft,
+        needs,
         available_bytes: pomona_device::available_memory().unwrap_or(MEMORY_ASSUMED),
         max_model_len: args.max_model_len,
         max_num_seqs: args.max_num_seqs,
@@ -149,12 +158,14 @@ pub fn rank_needs(
     args: &EngineArgs,
 ) -> Needs {
     let (spec, place) = (checkpoint.spec(), division.parallel.place(rank));
-    let part = division.part(spec, place);
+    let (part, tokens) = (division.part(spec, place), args.max_num_batched_tokens);
+    let scratch_bytes = memory::scratch_bytes(spec, &part.spec, tokens);
+    let ranks = division.parallel.ranks();
     Needs::program()
         + Needs {
             weight_bytes: checkpoint.part_bytes(division, place),
             block_bytes: kv_block_bytes(spec, &part, args.kv_cache_dtype.0),
-            scratch_bytes: memory::scratch_bytes(spec, &part.spec, args.max_num_batched_tokens),
+            scratch_bytes: scratch_bytes + memory::exchanged_bytes(spec, tokens, ranks),
         }
 }
 
@@ -233,6 +244,9 @@ impl Prepared {
         ends.extend(tokenizer.end_ids());
         ends.sort_unstable();
         ends.dedup();
+        if let Some(door) = &door {
+            replica::lock(door).be_quick();
+        }
         let ends: Arc<[u32]> = ends.into();
         let running = placed.into_iter().map(|placed| prepared.run(placed, &ends, &door));
         let running: Vec<Running> = running.collect::<Result<_>>()?;

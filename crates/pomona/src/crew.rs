@@ -19,6 +19,8 @@ use crate::models::progress::say;
 
 /// How long nodes may take to join.
 const JOIN_LIMIT: Duration = Duration::from_secs(600);
+/// The same where somebody asks again and again.
+const QUICK: Duration = Duration::from_millis(500);
 /// How long a node may take to find the weights.
 const PREPARATION: Duration = Duration::from_secs(60);
 /// How long ranks may take to connect to each other.
@@ -40,8 +42,10 @@ enum Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Held::Nodes { link, .. } = self {
-            // Those that were told so have ended; the others end now.
-            link.abort(GroupError::Ended("the first rank has ended".to_owned()));
+            // Those that were told that it is over have ended; the others join again.
+            let (rank, epoch) = (0, link.epoch());
+            let cause = LostCause::Failed("the first rank gave this epoch up".to_owned());
+            link.abort(GroupError::PeerLost { rank, epoch, cause });
         }
     }
 }
@@ -60,6 +64,8 @@ pub struct Door {
     lobby: Lobby,
     transport: NodeTransport,
     epoch: u32,
+    /// How long nodes may take to join.
+    patience: Duration,
 }
 
 impl Door {
@@ -86,12 +92,18 @@ impl Door {
             lobby.address(),
             if shown { token.reveal() } else { "TOKEN" },
         ));
-        Ok(Some(Door { lobby, transport: nodes.node_transport, epoch: 0 }))
+        let transport = nodes.node_transport;
+        Ok(Some(Door { lobby, transport, epoch: 0, patience: JOIN_LIMIT }))
+    }
+
+    /// From now on, whoever does not wait there already is not waited for: who asks, asks again.
+    pub fn be_quick(&mut self) {
+        self.patience = QUICK;
     }
 
     /// Takes the nodes of one replica.
     fn take(&mut self, ranks: usize, arena_bytes: usize) -> Result<Crew> {
-        let members = self.lobby.take(ranks - 1, JOIN_LIMIT)?;
+        let members = self.lobby.take(ranks - 1, self.patience)?;
         self.epoch += 1;
         let (epoch, task) = (self.epoch, String::new());
         let transport = match self.transport {

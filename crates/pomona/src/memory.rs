@@ -263,6 +263,12 @@ pub fn scratch_bytes(spec: &ModelSpec, part: &ModelSpec, tokens: u32) -> u64 {
     (row * u64::from(tokens) + logits) * 4
 }
 
+/// What lies in a rank's arena at most: the widest activations of two exchanges.
+pub fn exchanged_bytes(spec: &ModelSpec, tokens: u32, ranks: usize) -> u64 {
+    let widest = u64::from(spec.hidden.max(spec.ffn).max(spec.heads * spec.head_dim));
+    if ranks > 1 { 2 * widest * u64::from(tokens) * 4 } else { 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

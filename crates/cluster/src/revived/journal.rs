@@ -65,11 +65,8 @@ impl Journal {
         sink: Box<dyn TokenSink>,
     ) -> Result<(), Refusal> {
         let id = request.id;
-        if self.entries().by_id.contains_key(&id) {
-            return Err(Refusal::Invalid(format!("{id} is in use")));
-        }
-        self.wait(request, sink);
-        match self.submit_again(replica, id) {
+        self.write(request, sink, true)?;
+        match self.hand_over(replica, id) {
             // It went down a moment ago: the request waits for the next one.
             Err(Refusal::Unavailable(_)) | Ok(()) => Ok(()),
             Err(refusal) => {
@@ -80,42 +77,70 @@ impl Journal {
     }
 
     /// Writes a request down, for a replica to come.
-    pub(super) fn wait(&self, request: Request, sink: Box<dyn TokenSink>) {
-        let (told, tries) = (0, 0);
-        let (prompt_told, submitted, cancelled) = (false, false, false);
-        let entry = Entry { request, sink, told, prompt_told, tries, submitted, cancelled };
-        self.entries().by_id.insert(entry.request.id, entry);
+    pub(super) fn wait(&self, request: Request, sink: Box<dyn TokenSink>) -> Result<(), Refusal> {
+        self.write(request, sink, false)
     }
 
-    fn submit_again(self: &Arc<Self>, replica: &dyn Replica, id: RequestId) -> Result<(), Refusal> {
+    /// `submitted`: who writes will hand it over, and nobody else.
+    fn write(
+        &self,
+        request: Request,
+        sink: Box<dyn TokenSink>,
+        submitted: bool,
+    ) -> Result<(), Refusal> {
+        let (id, mut entries) = (request.id, self.entries());
+        if entries.by_id.contains_key(&id) {
+            return Err(Refusal::Invalid(format!("{id} is in use")));
+        }
+        if entries.closed {
+            return Err(Refusal::Unavailable("it is being stopped".to_owned()));
+        }
+        let (told, tries, prompt_told, cancelled) = (0, 0, false, false);
+        let entry = Entry { request, sink, told, prompt_told, tries, submitted, cancelled };
+        entries.by_id.insert(id, entry);
+        Ok(())
+    }
+
+    /// Gives a request that is marked as submitted to the replica.
+    fn hand_over(self: &Arc<Self>, replica: &dyn Replica, id: RequestId) -> Result<(), Refusal> {
         let (request, scribe) = {
             let mut entries = self.entries();
             let Some(entry) = entries.by_id.get_mut(&id) else { return Ok(()) };
             entry.tries += 1;
-            entry.submitted = true;
             let (tries, skip) = (entry.tries, entry.told);
             (entry.request.clone(), Scribe { journal: self.clone(), id, tries, skip })
         };
+        let tries = scribe.tries;
         let outcome = replica.submit(request, Box::new(scribe));
-        if outcome.is_err()
-            && let Some(entry) = self.entries().by_id.get_mut(&id)
-        {
+        let mut entries = self.entries();
+        let entry = entries.by_id.get_mut(&id).filter(|entry| entry.tries == tries);
+        let Some(entry) = entry else { return outcome };
+        if outcome.is_err() {
             entry.submitted = false;
+            entry.tries -= 1;
+        } else if entry.cancelled {
+            // While it was handed over.
+            drop(entries);
+            replica.cancel(id);
         }
         outcome
     }
 
-    /// Submits everything that waits to a new replica. Returns how much that is.
+    /// Submits everything that waits to a replica. Returns how much that is. What it has no room
+    /// for waits on.
     pub(super) fn replay(self: &Arc<Self>, replica: &dyn Replica) -> usize {
         let waiting: Vec<RequestId> = {
-            let entries = self.entries();
-            let waiting = entries.by_id.iter().filter(|(_, entry)| !entry.submitted);
-            waiting.map(|(id, _)| *id).collect()
+            let mut entries = self.entries();
+            let waiting = entries.by_id.iter_mut().filter(|(_, entry)| !entry.submitted);
+            let take = |(id, entry): (&RequestId, &mut Entry)| {
+                entry.submitted = true;
+                *id
+            };
+            waiting.map(take).collect()
         };
         for id in &waiting {
-            match self.submit_again(replica, *id) {
-                Ok(()) | Err(Refusal::Unavailable(_)) => {}
-                Err(refusal) => self.fail(*id, &refusal.to_string()),
+            if let Err(Refusal::Invalid(why)) = self.hand_over(replica, *id) {
+                self.fail(*id, &why);
             }
         }
         waiting.len()

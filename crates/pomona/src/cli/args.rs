@@ -124,10 +124,10 @@ pub struct NodesArgs {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub node_listen: Option<String>,
     /// What nodes must know to join: 16 characters or more [default: a new one, printed]
-    #[arg(long)]
-    pub token: Option<String>,
+    #[arg(long, requires = "node_listen")]
+    pub token: Option<Token>,
     /// A file that has it, for others can read flags
-    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    #[arg(long, value_name = "FILE", conflicts_with = "token", requires = "node_listen")]
     pub token_file: Option<PathBuf>,
     /// What is protected between machines: off, auth (mutual TLS for control) or seal (and all data
     /// encrypted)
@@ -148,7 +148,7 @@ impl NodesArgs {
     /// # Errors
     /// When it is none, or its file cannot be read.
     pub fn token(&self) -> Result<Option<Token>> {
-        read_token(self.token.as_deref(), self.token_file.as_deref())
+        read_token(self.token.as_ref(), self.token_file.as_deref())
     }
 
     /// Whether each machine has one rank of a replica.
@@ -197,14 +197,11 @@ impl ParallelArgs {
 }
 
 /// A token, from a flag or a file.
-pub fn read_token(flag: Option<&str>, file: Option<&Path>) -> Result<Option<Token>> {
-    let text = match (flag, file) {
-        (Some(text), _) => text.to_owned(),
-        (None, Some(file)) => std::fs::read_to_string(file)
-            .with_context(|| format!("cannot read --token-file {}", file.display()))?,
-        (None, None) => return Ok(None),
-    };
-    Ok(Some(text.trim().parse().context("--token")?))
+pub fn read_token(flag: Option<&Token>, file: Option<&Path>) -> Result<Option<Token>> {
+    let Some(file) = file else { return Ok(flag.cloned()) };
+    let cannot = || format!("cannot use --token-file {}", file.display());
+    let text = std::fs::read_to_string(file).with_context(cannot)?;
+    text.trim().parse().map(Some).with_context(cannot)
 }
 
 /// Size of the weight cache unless a flag says another.

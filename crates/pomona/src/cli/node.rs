@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Parser};
 use pomona_fabric::rendezvous::{JoinError, JoinOptions, join};
-use pomona_fabric::secure::Policy;
+use pomona_fabric::secure::{Policy, Token};
 
 use super::args::{EngineArgs, WeightCacheArgs, read_token};
 use crate::compose::Follower;
@@ -35,7 +35,7 @@ pub struct NodeArgs {
     join: String,
     /// What the leader printed, or was given
     #[arg(long)]
-    token: Option<String>,
+    token: Option<Token>,
     /// A file that has it, for others can read flags
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     token_file: Option<PathBuf>,
@@ -78,7 +78,7 @@ pub fn run(args: &NodeArgs) -> Result<()> {
 fn follow(args: &NodeArgs) -> Result<Option<anyhow::Error>> {
     let options = JoinOptions {
         leader: args.join.clone(),
-        token: read_token(args.token.as_deref(), args.token_file.as_deref())?
+        token: read_token(args.token.as_ref(), args.token_file.as_deref())?
             .context("give the --token that the leader printed, or a --token-file")?,
         policy: args.node_security,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -97,9 +97,9 @@ fn follow(args: &NodeArgs) -> Result<Option<anyhow::Error>> {
     say(&format!("joined {}", args.join));
     let link = match seat.start(None) {
         Ok(started) => started.link,
-        // Spares that were not needed.
-        Err(JoinError::Channel(_)) => return Ok(None),
-        Err(error) => return Err(error.into()),
+        Err(error @ (JoinError::Refused(_) | JoinError::Unfit(_))) => return Err(error.into()),
+        // The epoch did not begin, or the leader is gone: which, is seen when it is looked for.
+        Err(error) => return Ok(Some(error.into())),
     };
     Ok(crew::leave(link.as_ref(), follower.follow(0, link.clone())).err())
 }

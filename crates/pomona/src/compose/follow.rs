@@ -50,6 +50,15 @@ pub(super) fn digest(checkpoint: &Checkpoint) -> Result<Fingerprint> {
     Ok(hash.finalize().into())
 }
 
+/// Returns when all ranks have come here, however long that takes while they are alive.
+pub(super) fn await_all(world: &dyn Collective) -> Result<()> {
+    let mut message = Vec::new();
+    for rank in 0..world.ranks() {
+        world.broadcast(rank, &mut message)?;
+    }
+    Ok(())
+}
+
 /// A rank of a model that another process leads, before it has its place.
 pub struct Follower {
     name: String,
@@ -76,8 +85,9 @@ impl Follower {
     /// Takes the place that the link has, loads, and follows until the leader says that it is over.
     pub fn follow(self, replica: usize, link: Arc<dyn Link>) -> Result<()> {
         let Follower { name, args, resolved, checkpoint, weights } = self;
+        let threads = threads(&args);
         if !args.nodes.apart() {
-            take_cores(replica * link.ranks() + link.rank(), threads(&args));
+            take_cores(replica * link.ranks() + link.rank(), threads);
         }
         let rank = link.rank();
         let division = Division::new(checkpoint.spec(), args.parallel.division())?;
@@ -91,9 +101,9 @@ impl Follower {
         }
         let stages = division.parallel.pipeline as usize;
         let draft = None;
-        let prepared = Prepared { name, division, resolved, checkpoint, fit, draft, args };
+        let prepared = Prepared { name, division, resolved, checkpoint, fit, draft, args, threads };
         let Weights { model, ops, finishing, .. } = prepared.load_weights_of(Some(ranks))?;
-        world.barrier()?;
+        await_all(world.as_ref())?;
         let config = FollowConfig {
             max_num_seqs: prepared.args.max_num_seqs,
             max_num_batched_tokens: prepared.args.max_num_batched_tokens,

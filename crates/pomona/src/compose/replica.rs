@@ -10,7 +10,7 @@ use pomona_scheduler::batch::Ordering;
 use pomona_types::{Collective, Micros, Replica};
 
 use super::follow::{self, Setup};
-use super::{Prepared, Weights, threads};
+use super::{Prepared, Weights};
 use crate::cli::Policy;
 use crate::crew::{Crew, Door};
 use crate::models::progress::human_bytes;
@@ -30,12 +30,17 @@ pub(super) struct Started {
     /// Packed weights are still on their way to the disk, perhaps.
     _finishing: Finishing,
     /// The other ranks. Behind the engine, which tells them that it is over.
-    _crew: Option<Crew>,
+    crew: Option<Crew>,
 }
 
 impl Life for Started {
     fn replica(&self) -> Arc<dyn Replica> {
         self.engine.replica()
+    }
+
+    fn down(&self) -> Option<String> {
+        let lost = || Some(self.crew.as_ref()?.link().aborted()?.to_string());
+        self.engine.replica().load().down.or_else(lost)
     }
 }
 
@@ -129,7 +134,8 @@ impl Prepared {
     fn start(&self, placed: Placed, ends: &[u32]) -> Result<Started> {
         let Placed { replica, weights, world, crew } = placed;
         if let Some(world) = &world {
-            world.barrier().context("not all ranks have loaded their part of the model")?;
+            follow::await_all(world.as_ref())
+                .context("not all ranks have loaded their part of the model")?;
         }
         let stages = self.division.parallel.pipeline as usize;
         let others = world.map(|world| Others::new(world, stages));
@@ -145,7 +151,7 @@ impl Prepared {
             })
         };
         let engine = self.on_its_cores(replica, start)?;
-        Ok(Started { engine, _finishing: finishing, _crew: crew })
+        Ok(Started { engine, _finishing: finishing, crew })
     }
 
     /// Runs something on the cores that a replica's first rank has, where there are several ranks:
@@ -159,7 +165,7 @@ impl Prepared {
             return work();
         }
         let run = || {
-            take_cores(replica * self.division.parallel.ranks(), threads(&self.args));
+            take_cores(replica * self.division.parallel.ranks(), self.threads);
             work()
         };
         std::thread::scope(|scope| {
@@ -199,7 +205,7 @@ impl Prepared {
     }
 }
 
-fn lock(door: &Mutex<Door>) -> MutexGuard<'_, Door> {
+pub(super) fn lock(door: &Mutex<Door>) -> MutexGuard<'_, Door> {
     // Nodes come and go, whoever panicked.
     door.lock().unwrap_or_else(PoisonError::into_inner)
 }

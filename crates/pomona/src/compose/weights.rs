@@ -35,12 +35,25 @@ pub struct Weights {
 /// wait for each other: each step is cut into equal parts, and the slowest part is what it takes.
 /// The ranks of a divided model share the cores.
 pub fn threads(args: &EngineArgs) -> usize {
-    let sharing = match args.nodes.apart() {
-        true => args.parallel.data_parallel_size as usize,
-        false => args.parallel.processes(),
-    };
-    let cores = (Pool::default_threads() / sharing).max(1);
+    let cores = cores(args);
     args.threads.map_or(cores, |threads| usize::from(threads).min(cores))
+}
+
+/// Cores for each rank of this machine. To be asked before a rank takes its own.
+fn cores(args: &EngineArgs) -> usize {
+    let sharing = match (args.nodes.joined, args.nodes.apart()) {
+        (true, _) => 1,
+        (false, true) => args.parallel.data_parallel_size as usize,
+        (false, false) => args.parallel.processes(),
+    };
+    (Pool::default_threads() / sharing).max(1)
+}
+
+/// Says where there are fewer threads than the user asked for, or the machine has cores.
+pub(super) fn remark_on_threads(args: &EngineArgs) {
+    if let Some(note) = threads_note(args.threads, cores(args), pomona_device::cpu_quota()) {
+        say(&note);
+    }
 }
 
 /// The CPU's operations as the flags want them.
@@ -72,11 +85,8 @@ impl Prepared {
     pub(super) fn load_weights_of(&self, ranks: Option<Ranks>) -> Result<Weights> {
         let mut entry = self.packed_weights(ranks.as_ref())?;
         let store = std::mem::take(&mut entry.store);
-        let (cores, quota) = (Pool::default_threads(), pomona_device::cpu_quota());
-        if let Some(note) = threads_note(self.args.threads, cores, quota) {
-            say(&note);
-        }
-        let ops = Arc::new(cpu_ops(&self.args).with_packed(store));
+        let ops = CpuOps::detect(self.threads).with_activation_bits(self.args.activation_bits);
+        let ops = Arc::new(ops.with_packed(store));
         let begun = Instant::now();
         let mut progress: Option<Progress> = None;
         let mut before = 0;

@@ -83,6 +83,7 @@ impl State {
         };
         let steps = self.config.steps_in_flight;
         let requests = (self.running.len() + self.waiting.len()) as u32;
+        let requests = requests.min(self.config.max_num_seqs);
         Budget {
             tokens: self.config.step_tokens(),
             rows: requests.div_ceil(steps),
