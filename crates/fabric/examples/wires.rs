@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const PIECE: usize = 1 << 20;
 const PINGS: u32 = 4000;
-const PIECES: u32 = 2000;
+const PIECES: u32 = 500;
 const TURNS: usize = 2;
 const ROUNDS: usize = 5;
 
