@@ -140,6 +140,7 @@ impl Input {
             slots,
             tables,
             spans,
+            origins: Vec::new(),
             logit_rows: put(&self.host_logit_rows, &self.logit_rows)?,
         })
     }

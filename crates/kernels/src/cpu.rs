@@ -9,15 +9,16 @@ use pomona_device::{
 };
 use pomona_types::Collective;
 
-use crate::attention::{self, BLOCK, Cache, CacheMut, Problem, Workspace};
+use crate::attention::{self, BLOCK, Cache, CacheMut, Problem, Shares, Workspace};
 use crate::experts::{self, Combine, Exchange, Means, Route, Weight};
 use crate::linear::packed::{self, GROUP};
 use crate::linear::{self, Job, Out, Part, Rows, linear};
 use crate::packing::{self, PackedStore};
 use crate::rows::{Glu, RmsNorm, Rope};
 use crate::{
-    Activation, ActivationBits, Attention, Embedding, Experts, Isa, KvLayer, LinearPart, Matrix,
-    OpError, Ops, Pairs, Placement, RopeStyle, RouteWeights, Routes, WeightSource, Write,
+    Activation, ActivationBits, Attention, Context, Embedding, Experts, Isa, KvLayer, LinearPart,
+    Matrix, NO_SLOT, OpError, Ops, Pairs, Placement, RopeStyle, RouteWeights, Routes, WeightSource,
+    Write,
 };
 
 /// Elements from which an operation on rows is worth a join.
@@ -377,11 +378,12 @@ impl Ops for CpuOps {
         // SAFETY: the caches overlap none of the inputs.
         let (k, v, slots) =
             unsafe { (access.read::<f32>(k)?, access.read::<f32>(v)?, access.read::<u32>(slots)?) };
-        let outside = slots.iter().find(|s| **s as usize >= blocks * BLOCK);
+        let outside = slots.iter().find(|s| **s != NO_SLOT && **s as usize >= blocks * BLOCK);
         ensure(outside.is_none(), "kv_write", || format!("slot {outside:?} of {blocks} blocks"))?;
         // SAFETY: keys and values are written one after the other, and overlap no input.
         let mut keys = unsafe { cache_mut(&access, &layer.k)? };
-        for (slot, row) in slots.iter().zip(k.chunks_exact(heads * head_dim)) {
+        let rows = slots.iter().zip(k.chunks_exact(heads * head_dim));
+        for (slot, row) in rows.filter(|(slot, _)| **slot != NO_SLOT) {
             let (block, offset) = (*slot as usize / BLOCK, *slot as usize % BLOCK);
             for (head, row) in row.chunks_exact(head_dim).enumerate() {
                 keys.key(row, (block * heads + head) * BLOCK, offset);
@@ -389,7 +391,8 @@ impl Ops for CpuOps {
         }
         // SAFETY: as above; `keys` is not used any more.
         let mut values = unsafe { cache_mut(&access, &layer.v)? };
-        for (slot, row) in slots.iter().zip(v.chunks_exact(heads * head_dim)) {
+        let rows = slots.iter().zip(v.chunks_exact(heads * head_dim));
+        for (slot, row) in rows.filter(|(slot, _)| **slot != NO_SLOT) {
             let (block, offset) = (*slot as usize / BLOCK, *slot as usize % BLOCK);
             for (head, row) in row.chunks_exact(head_dim).enumerate() {
                 values.value(row, (block * heads + head) * BLOCK, offset);
@@ -405,41 +408,49 @@ impl Ops for CpuOps {
         how: &Attention<'_>,
         out: &View,
     ) -> Result<(), OpError> {
-        let [blocks, kv_heads, head_dim] = kv_shape("attention", layer)?;
-        let shape = q.shape();
-        let fits = shape.len() == 3
-            && shape[2] == head_dim
-            && how.heads.skipped < how.heads.size
-            && (shape[1] + how.heads.skipped).div_ceil(how.heads.size) == kv_heads
-            && out.shape() == shape;
-        ensure(fits, "attention", || format!("{shape:?} over {:?}", layer.k.shape()))?;
-        check_spans(how, shape[0], blocks)?;
+        ensure(out.shape() == q.shape(), "attention", || {
+            format!("{:?} into {:?}", q.shape(), out.shape())
+        })?;
+        check_attention((q, layer), how, &|_, _| true)?;
         apart("attention", out, &[q, &layer.k, &layer.v])?;
         let access = self.memory.enter();
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: `out` overlaps none of the inputs.
-        let (q, k, v, out) = unsafe {
-            (
-                access.read::<f32>(q)?,
-                cache(&access, &layer.k)?,
-                cache(&access, &layer.v)?,
-                access.write::<f32>(out)?,
-            )
-        };
-        let problem = Problem {
-            q,
-            k,
-            v,
-            heads: shape[1],
-            kv_heads,
-            groups: how.heads,
-            head_dim,
-            scale: how.scale,
-            window: how.window,
-            tables: how.tables,
-            spans: how.spans,
-        };
+        let (problem, out) =
+            unsafe { (problem(&access, q, layer, how)?, access.write::<f32>(out)?) };
         attention::attention(&self.pool, self.isa, &problem, &mut scratch.attention, out);
+        Ok(())
+    }
+
+    fn shared_attention(
+        &self,
+        context: &Context<'_>,
+        q: &View,
+        layer: &KvLayer,
+        how: &Attention<'_>,
+        out: &View,
+    ) -> Result<(), OpError> {
+        let Context { group, heads, origins } = *context;
+        let (rank, shape) = (group.rank(), q.shape());
+        let fits = heads.len() == group.ranks()
+            && origins.len() == how.spans.len()
+            && shape.len() == 3
+            && heads.iter().all(|own| own.end <= shape[1])
+            && out.shape() == [shape[0], heads[rank].len(), shape[2]];
+        ensure(fits, "shared_attention", || {
+            format!("{shape:?} into {:?} for heads {heads:?}", out.shape())
+        })?;
+        let shares = Shares { rank, heads, origins };
+        check_attention((q, layer), how, &|span, block| shares.has(span, block))?;
+        apart("shared_attention", out, &[q, &layer.k, &layer.v])?;
+        let access = self.memory.enter();
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: `out` overlaps none of the inputs.
+        let (problem, out) =
+            unsafe { (problem(&access, q, layer, how)?, access.write::<f32>(out)?) };
+        let Scratch { attention: work, exchanged, .. } = &mut *scratch;
+        let means = (&self.pool, self.isa, group);
+        attention::shared_attention(means, &problem, &shares, (work, exchanged), out)?;
         Ok(())
     }
 
@@ -785,21 +796,64 @@ fn kv_shape(operation: &'static str, layer: &KvLayer) -> Result<[usize; 3], OpEr
     Ok([shape[0], shape[1], head_dim])
 }
 
-fn check_spans(how: &Attention<'_>, rows: usize, blocks: usize) -> Result<(), OpError> {
-    let mut next = 0;
-    for span in how.spans {
+/// Checks shapes, spans, and the blocks of spans that are `here`.
+fn check_attention(
+    (q, layer): (&View, &KvLayer),
+    how: &Attention<'_>,
+    here: &dyn Fn(usize, usize) -> bool,
+) -> Result<(), OpError> {
+    let [blocks, kv_heads, head_dim] = kv_shape("attention", layer)?;
+    let shape = q.shape();
+    let fits = shape.len() == 3
+        && shape[2] == head_dim
+        && how.heads.skipped < how.heads.size
+        && (shape[1] + how.heads.skipped).div_ceil(how.heads.size) == kv_heads;
+    ensure(fits, "attention", || format!("{shape:?} over {:?}", layer.k.shape()))?;
+    let (rows, mut next) = (shape[0], 0);
+    for (at, span) in how.spans.iter().enumerate() {
         let end = span.start as usize + span.rows as usize;
         let table = how.tables.get(span.table as usize..).unwrap_or_default();
         let table = table.get(..span.table_len as usize).unwrap_or_default();
         let seen = how.window.map_or(0, |w| (span.start + 1).saturating_sub(w)) as usize / BLOCK;
         let used = table.get(seen..end.div_ceil(BLOCK));
-        let fits = span.first_row as usize >= next
-            && span.rows > 0
-            && used.is_some_and(|used| used.iter().all(|b| (*b as usize) < blocks));
+        let known = |used: &[u32]| {
+            let mut places = (seen..).zip(used);
+            places.all(|(place, block)| (*block as usize) < blocks || !here(at, place))
+        };
+        let fits = span.first_row as usize >= next && span.rows > 0 && used.is_some_and(known);
         ensure(fits, "attention", || format!("{span:?} over {blocks} blocks: {table:?}"))?;
         next = span.first_row as usize + span.rows as usize;
     }
     ensure(next <= rows, "attention", || format!("spans reach row {next} of {rows}"))
+}
+
+/// What attention computes with, once it is checked.
+///
+/// # Safety
+/// As for [`Access::read`].
+unsafe fn problem<'a>(
+    access: &'a Access<'_>,
+    q: &View,
+    layer: &KvLayer,
+    how: &Attention<'a>,
+) -> Result<Problem<'a>, OpError> {
+    let [_, kv_heads, head_dim] = kv_shape("attention", layer)?;
+    // SAFETY: the caller's contract.
+    let (values, k, v) =
+        unsafe { (access.read::<f32>(q)?, cache(access, &layer.k)?, cache(access, &layer.v)?) };
+    Ok(Problem {
+        q: values,
+        k,
+        v,
+        heads: q.shape()[1],
+        kv_heads,
+        groups: how.heads,
+        head_dim,
+        scale: how.scale,
+        window: how.window,
+        tables: how.tables,
+        spans: how.spans,
+    })
 }
 
 /// # Safety

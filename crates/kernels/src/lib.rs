@@ -28,8 +28,8 @@ pub use linear::amx::peak::int8_tile_ops;
 pub use linear::packed::LAYOUT as PACKED_LAYOUT;
 pub use linear::{ActivationBits, LinearPath};
 pub use ops::{
-    Activation, Attention, Batch, Embedding, Expert, Experts, HeadGroups, KvLayer, LinearPart,
-    Matrix, OpError, Ops, Pairs, RopeStyle, RouteWeights, Routes, Span, Write,
+    Activation, Attention, Batch, Context, Embedding, Expert, Experts, HeadGroups, KvLayer,
+    LinearPart, Matrix, NO_SLOT, OpError, Ops, Pairs, RopeStyle, RouteWeights, Routes, Span, Write,
 };
 pub use packing::PackedStore;
 pub use weights::{QuantisedRows, StoredRows, WeightRows, WeightSource};

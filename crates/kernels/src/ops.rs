@@ -189,6 +189,9 @@ pub struct Batch {
     pub tables: Vec<Vec<u32>>,
     /// The sequences, the same for all groups.
     pub spans: Vec<Span>,
+    /// For each sequence, the rank of a context group that has its first split; empty where a
+    /// cache is not divided.
+    pub origins: Vec<u32>,
     /// `u32 [outputs]`: rows whose logits are wanted, in order.
     pub logit_rows: View,
 }
@@ -224,6 +227,21 @@ impl HeadGroups {
         first..((kv_head + 1) * self.size).saturating_sub(self.skipped).min(heads)
     }
 }
+
+/// The ranks that one cache is divided over along the sequence: of each sequence, a rank has every
+/// so-manieth split of 256 positions.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// They.
+    pub group: &'a dyn Collective,
+    /// Query heads whose results each of them gets.
+    pub heads: &'a [Range<usize>],
+    /// For each span, the rank that has its first split; the next one has the next, and so on.
+    pub origins: &'a [u32],
+}
+
+/// The slot of a token whose key and value are another rank's to keep.
+pub const NO_SLOT: u32 = u32::MAX;
 
 /// Everything a model's forward may do. Each call is complete on return as far as later calls and
 /// copies can tell. Outputs must not overlap inputs unless an operation says "in place".
@@ -274,7 +292,8 @@ pub trait Ops: Send + Sync {
         style: RopeStyle,
     ) -> Result<(), OpError>;
 
-    /// Stores `k, v: f32 [tokens, kv_heads, head_dim]` at `slots: u32 [tokens]` of a layer.
+    /// Stores `k, v: f32 [tokens, kv_heads, head_dim]` at `slots: u32 [tokens]` of a layer; not
+    /// those of [`NO_SLOT`].
     fn kv_write(&self, k: &View, v: &View, slots: &View, layer: &KvLayer) -> Result<(), OpError>;
 
     /// Causal attention of `q: f32 [tokens, heads, head_dim]` over the cache (which holds the
@@ -282,6 +301,20 @@ pub trait Ops: Send + Sync {
     /// span are left alone.
     fn attention(
         &self,
+        q: &View,
+        layer: &KvLayer,
+        how: &Attention<'_>,
+        out: &View,
+    ) -> Result<(), OpError>;
+
+    /// The same over a cache that is divided over the ranks of a group, whose block tables mean
+    /// something where a split is this rank's. All compute the heads of all for their own splits,
+    /// and each gets its heads: `out: f32 [tokens, own heads, head_dim]`, the very bits that
+    /// [`attention`](Ops::attention) finds over all splits. Blocks until all have come here. Costs
+    /// the wire `head_dim + 2` numbers for each row, head and split that the row sees.
+    fn shared_attention(
+        &self,
+        context: &Context<'_>,
         q: &View,
         layer: &KvLayer,
         how: &Attention<'_>,

@@ -54,6 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 positions: upload(device.as_ref(), &positions)?,
                 tables: vec![(0..table_len).collect()],
                 spans: vec![Span { first_row, rows: count, start, table: 0, table_len }],
+                origins: Vec::new(),
                 logit_rows: upload(device.as_ref(), &rows)?,
             };
             model.forward(&ops, &batch, &kv)?;

@@ -77,6 +77,7 @@ impl Bench {
             slots: (0..self.groups).map(|_| view(device.as_ref(), &slots)).collect(),
             tables: vec![table; self.groups],
             spans,
+            origins: Vec::new(),
             logit_rows: view(device.as_ref(), &all),
         };
         self.model.forward(self.ops.as_ref(), &batch, &self.kv).unwrap();

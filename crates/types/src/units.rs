@@ -5,6 +5,10 @@ use std::ops::{Add, Sub};
 /// Tokens in one block of KV cache. A block is the unit of allocation, hashing and sharing.
 pub const BLOCK_TOKENS: u32 = 16;
 
+/// Blocks in a split of a sequence: attention's partial sums end there, and ranks that keep a
+/// sequence together keep whole splits.
+pub const SPLIT_BLOCKS: u32 = 16;
+
 /// A time or a duration in microseconds. Pure crates are handed it; they never read a clock.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Micros(pub u64);

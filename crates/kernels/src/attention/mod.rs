@@ -12,6 +12,7 @@
 //! Within a cache block of one KV head, keys are `[head_dim, 16]` and values `[16, head_dim]`: then
 //! one multiply-add serves 16 keys.
 
+mod context;
 mod tile;
 
 use std::ops::Range;
@@ -20,17 +21,18 @@ use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 use pomona_device::{DType, Pool};
-use pomona_types::BLOCK_TOKENS;
+use pomona_types::{BLOCK_TOKENS, SPLIT_BLOCKS};
 
 use crate::isa::Tier;
 use crate::lanes::LANES;
 use crate::{HeadGroups, Isa};
+pub(crate) use context::{Shares, shared_attention};
 use tile::{Merge, Partial, Tile};
 
 /// Positions in a block.
 pub(crate) const BLOCK: usize = BLOCK_TOKENS as usize;
 /// Positions in a split: where partial sums end.
-const SPLIT: usize = 256;
+const SPLIT: usize = BLOCK * SPLIT_BLOCKS as usize;
 /// Rows of a tile: how often a widened block is used per query head.
 const TILE_ROWS: usize = 16;
 
@@ -245,25 +247,39 @@ pub(crate) fn attention(
     out: &mut [f32],
 ) {
     let partials = plan(problem, pool.threads(), &mut work.items);
+    let sink = Out(out.as_mut_ptr());
+    compute(pool, isa, problem, (work, partials), &|item, tile| {
+        let sink = &sink;
+        for row in 0..item.rows {
+            let at = head_at(problem, item, row);
+            let len = tile.group_len();
+            // SAFETY: this item's own rows and heads, within `out`, which has q's size.
+            let out = unsafe { std::slice::from_raw_parts_mut(sink.0.add(at), len) };
+            out.copy_from_slice(tile.output(row));
+        }
+    });
+    merge_splits(isa, problem, work, out);
+}
+
+/// Computes the items of a workspace, which have so many partial results; `whole` takes those of
+/// all splits.
+fn compute(
+    pool: &Pool,
+    isa: Isa,
+    problem: &Problem<'_>,
+    (work, partials): (&mut Workspace, usize),
+    whole: &(dyn Fn(&Item, &Tile) + Sync),
+) {
     work.partials.resize_with(partials.max(work.partials.len()), Mutex::default);
     work.tiles.resize_with(pool.threads(), Mutex::default);
-    let (next, sink) = (AtomicUsize::new(0), Out(out.as_mut_ptr()));
+    let next = AtomicUsize::new(0);
     let (items, partials, tiles) = (&work.items, &work.partials, &work.tiles);
     let run = |worker: usize| {
-        let sink = &sink;
         let mut tile = tiles[worker].lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
             isa.run(tile::Run { problem, item: *item, tile: &mut tile });
             match item.split {
-                None => {
-                    for row in 0..item.rows {
-                        let at = head_at(problem, item, row);
-                        let len = tile.group_len();
-                        // SAFETY: this item's own rows and heads, within `out`, which has q's size.
-                        let out = unsafe { std::slice::from_raw_parts_mut(sink.0.add(at), len) };
-                        out.copy_from_slice(tile.output(row));
-                    }
-                }
+                None => whole(item, &tile),
                 Some((_, slot)) => {
                     let mut partial = partials[slot].lock().unwrap_or_else(PoisonError::into_inner);
                     tile.swap_total(&mut partial);
@@ -271,12 +287,7 @@ pub(crate) fn attention(
             }
         }
     };
-    if items.len() == 1 {
-        run(0)
-    } else {
-        pool.run(&run)
-    }
-    merge_splits(isa, problem, work, out);
+    if items.len() == 1 { run(0) } else { pool.run(&run) }
 }
 
 /// Where a row's group of heads starts in `q` and `out`.

@@ -1,6 +1,9 @@
 //! Attention against its definition in f64, and against itself under other cuts.
 
+use std::sync::{Arc, Barrier};
+
 use pomona_device::Pool;
+use pomona_types::{Collective, GroupError};
 
 use super::*;
 use crate::Span;
@@ -256,6 +259,131 @@ fn a_part_of_the_heads_gives_its_part_of_the_result() {
                     whole.chunks_exact(9 * d).map(|row| &row[heads.start * d..heads.end * d]);
                 assert!(rows.flatten().eq(&part), "{isa:?}: heads {heads:?}");
             }
+        }
+    }
+}
+
+/// Ranks that are threads and leave parcels for each other.
+struct Parcels {
+    rank: usize,
+    /// By sender, then addressee.
+    left: Arc<Vec<Vec<Mutex<Vec<u8>>>>>,
+    all: Arc<Barrier>,
+}
+
+impl Parcels {
+    fn group(ranks: usize) -> Vec<Parcels> {
+        let row = || (0..ranks).map(|_| Mutex::default()).collect();
+        let left = Arc::new((0..ranks).map(|_| row()).collect());
+        let all = Arc::new(Barrier::new(ranks));
+        let member = |rank| Parcels { rank, left: Arc::clone(&left), all: all.clone() };
+        (0..ranks).map(member).collect()
+    }
+}
+
+impl Collective for Parcels {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+    fn ranks(&self) -> usize {
+        self.left.len()
+    }
+    fn all_to_all(
+        &self,
+        sent: &[usize],
+        mut out: &[u8],
+        received: &[usize],
+        into: &mut [u8],
+    ) -> Result<(), GroupError> {
+        for (to, count) in sent.iter().enumerate() {
+            let parcel;
+            (parcel, out) = out.split_at(*count);
+            *self.left[self.rank][to].lock().unwrap() = parcel.to_vec();
+        }
+        self.all.wait();
+        let came = self.left.iter().map(|row| row[self.rank].lock().unwrap().clone());
+        let came: Vec<Vec<u8>> = came.collect();
+        assert!(came.iter().map(Vec::len).eq(received.iter().copied()), "counts known to both");
+        into.copy_from_slice(&came.concat());
+        self.all.wait();
+        Ok(())
+    }
+    fn all_gather(&self, _: usize, _: &[usize], _: &[u8], _: &mut [u8]) -> Result<(), GroupError> {
+        unreachable!("attention only exchanges")
+    }
+    fn all_reduce(&self, _: &mut [f32]) -> Result<(), GroupError> {
+        unreachable!("attention only exchanges")
+    }
+    fn reduce_scatter(&self, _: &[f32], _: &[usize], _: &mut [f32]) -> Result<(), GroupError> {
+        unreachable!("attention only exchanges")
+    }
+    fn broadcast(&self, _: usize, _: &mut Vec<u8>) -> Result<(), GroupError> {
+        unreachable!("attention only exchanges")
+    }
+    fn send(&self, _: usize, _: &[u8]) -> Result<(), GroupError> {
+        unreachable!("attention only exchanges")
+    }
+    fn receive(&self, _: usize, _: &mut [u8]) -> Result<(), GroupError> {
+        unreachable!("attention only exchanges")
+    }
+    fn barrier(&self) -> Result<(), GroupError> {
+        unreachable!("attention only exchanges")
+    }
+}
+
+/// Blocks that no rank may read, where a split is another's.
+const FOREIGN: u32 = u32::MAX;
+
+#[test]
+fn ranks_that_share_a_cache_find_the_bits_of_one() {
+    let (heads, d) = (6, 8);
+    let len = 1500;
+    // A chunk of a prompt, and a token far behind it.
+    let places = [(640, 300), (1499, 1)];
+    for (cuts, origins) in [
+        (vec![0, 2, 6], [0, 1]),
+        (vec![0, 1, 5, 6], [2, 1]),
+        (vec![0, 1, 2, 2, 3, 4, 6, 6], [3, 6]),
+    ] {
+        let ranks = cuts.len() - 1;
+        for window in [None, Some(5), Some(700)] {
+            let scene = Scene { window, ..Scene::new(len, (heads, 2, d)) };
+            let own: Vec<Range<usize>> = cuts.windows(2).map(|cut| cut[0]..cut[1]).collect();
+            let width = heads * d;
+            let (mut q, mut spans, mut expected) = (vec![], vec![], vec![]);
+            let blocks = scene.table.len();
+            for (at, (start, rows)) in places.into_iter().enumerate() {
+                q.extend_from_slice(&scene.q[start * width..][..rows * width]);
+                expected.extend(scene.run(Isa::Reference, 1, start, rows));
+                let [first_row, table] = [spans.len() * places[0].1, at * blocks].map(|n| n as u32);
+                let (rows, start) = (rows as u32, start as u32);
+                spans.push(Span { first_row, rows, start, table, table_len: blocks as u32 });
+            }
+            std::thread::scope(|scope| {
+                for group in Parcels::group(ranks) {
+                    let (scene, own, q, spans, expected) = (&scene, &own, &q, &spans, &expected);
+                    scope.spawn(move || {
+                        let rank = group.rank;
+                        let shares = Shares { rank, heads: own, origins: &origins };
+                        let entry = |span, i: usize| match shares.has(span, i) {
+                            true => scene.table[i],
+                            false => FOREIGN,
+                        };
+                        let tables: Vec<u32> =
+                            (0..2 * blocks).map(|i| entry(i / blocks, i % blocks)).collect();
+                        let problem = Problem { tables: &tables, ..scene.problem(q, spans) };
+                        let own = own[rank].clone();
+                        let mut out = vec![0.0; q.len() / heads * own.len()];
+                        let means = (&Pool::new(1 + rank % 2), Isa::detect(), &group as _);
+                        let mut memory = (Workspace::default(), Default::default());
+                        let memory = (&mut memory.0, &mut memory.1);
+                        shared_attention(means, &problem, &shares, memory, &mut out).unwrap();
+                        let own = own.start * d..own.end * d;
+                        let rows = expected.chunks_exact(width).map(|row| &row[own.clone()]);
+                        assert!(rows.flatten().eq(&out), "{window:?}: {rank} of {ranks}");
+                    });
+                }
+            });
         }
     }
 }

@@ -30,6 +30,38 @@ impl Partial {
         self.acc.clear();
         self.acc.resize(pairs * head_dim, 0.0);
     }
+
+    /// Appends a pair's record: its maximum, its sum, its weighted values.
+    pub(super) fn write(&self, pair: usize, head_dim: usize, records: &mut Vec<f32>) {
+        records.extend_from_slice(&[self.max[pair], self.sum[pair]]);
+        records.extend_from_slice(&self.acc[pair * head_dim..][..head_dim]);
+    }
+
+    /// Becomes the pairs of these records.
+    #[inline(always)]
+    fn read(&mut self, records: &[f32], head_dim: usize) {
+        self.clear(records.len() / record_len(head_dim), head_dim);
+        let accs = self.acc.chunks_exact_mut(head_dim);
+        let sums = self.max.iter_mut().zip(&mut self.sum).zip(accs);
+        for (record, ((max, sum), acc)) in records.chunks_exact(record_len(head_dim)).zip(sums) {
+            (*max, *sum) = (record[0], record[1]);
+            acc.copy_from_slice(&record[2..]);
+        }
+    }
+
+    /// Divides by the sums.
+    #[inline(always)]
+    fn finish(&mut self, head_dim: usize) {
+        for (acc, sum) in self.acc.chunks_exact_mut(head_dim).zip(&self.sum) {
+            let inverse = 1.0 / sum;
+            acc.iter_mut().for_each(|a| *a *= inverse);
+        }
+    }
+}
+
+/// Numbers of a record.
+pub(super) fn record_len(head_dim: usize) -> usize {
+    2 + head_dim
 }
 
 /// A worker's memory for one tile.
@@ -93,10 +125,30 @@ impl Tile {
     /// Divides by the sums.
     #[inline(always)]
     pub(super) fn finish(&mut self) {
-        for (acc, sum) in self.total.acc.chunks_exact_mut(self.head_dim).zip(&self.total.sum) {
-            let inverse = 1.0 / sum;
-            acc.iter_mut().for_each(|a| *a *= inverse);
+        self.total.finish(self.head_dim);
+    }
+}
+
+/// Merges splits that came as records, `[pairs, 2 + head_dim]` each, in their order into a result:
+/// `[pairs, head_dim]`.
+pub(super) struct MergeRecords<'a> {
+    pub(super) splits: &'a mut dyn Iterator<Item = &'a [f32]>,
+    pub(super) head_dim: usize,
+    pub(super) tile: &'a mut Tile,
+    pub(super) out: &'a mut [f32],
+}
+
+impl Kernel for MergeRecords<'_> {
+    #[inline(always)]
+    fn run<T: Tier>(self, _: T) {
+        let MergeRecords { splits, head_dim, tile: Tile { total, part, .. }, out } = self;
+        total.clear(out.len() / head_dim, head_dim);
+        for records in splits {
+            part.read(records, head_dim);
+            merge(total, part, head_dim);
         }
+        total.finish(head_dim);
+        out.copy_from_slice(&total.acc);
     }
 }
 

@@ -240,6 +240,7 @@ impl Reader {
             positions: upload(device, &positions)?,
             tables: (0..self.groups).map(table).collect(),
             spans: vec![span],
+            origins: Vec::new(),
             logit_rows: upload(device, &all)?,
         };
         self.model.forward(self.ops.as_ref(), &batch, &self.kv)?;
