@@ -153,6 +153,7 @@ impl Engine {
             max_num_batched_tokens: config.max_num_batched_tokens,
             max_model_len: config.max_model_len,
             blocks: config.kv_blocks,
+            context: 1,
             groups: groups.iter().map(|g| g.kind).collect(),
             prefix_caching: config.prefix_caching,
             ordering: config.ordering,

@@ -70,6 +70,7 @@ impl Bench {
             max_num_seqs: running,
             max_num_batched_tokens: (running * (1 + drafts)).max(8192),
             steps_in_flight: 1,
+            context: 1,
             max_model_len: len,
             blocks: running * len.div_ceil(16) * groups as u32,
             groups: [LayerKind::Full, LayerKind::Sliding { window: 512 }][..groups].to_vec(),

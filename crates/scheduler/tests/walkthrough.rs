@@ -12,6 +12,7 @@ fn a_request_from_submission_to_its_end() {
         max_num_seqs: 4,
         max_num_batched_tokens: 32,
         steps_in_flight: 1,
+        context: 1,
         max_model_len: 128,
         blocks: 16,
         groups: vec![LayerKind::Full],

@@ -20,4 +20,4 @@ pub use replica::{
     Finish, Load, Refusal, Replica, ReplicaInfo, TokenLogprobs, TokenOutput, TokenSink,
 };
 pub use request::{FinishReason, QosClass, Request, Sampling};
-pub use units::{BLOCK_TOKENS, Micros, SPLIT_BLOCKS};
+pub use units::{BLOCK_TOKENS, Micros, SPLIT_BLOCKS, blocks_of_one_rank};

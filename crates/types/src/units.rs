@@ -9,6 +9,13 @@ pub const BLOCK_TOKENS: u32 = 16;
 /// sequence together keep whole splits.
 pub const SPLIT_BLOCKS: u32 = 16;
 
+/// Most of so many blocks, one after another in a sequence, that one of `ranks` ranks keeps which
+/// keep splits in turn.
+pub fn blocks_of_one_rank(blocks: u64, ranks: u32) -> u64 {
+    let [split, turn] = [SPLIT_BLOCKS, SPLIT_BLOCKS * ranks].map(u64::from);
+    (blocks / turn).saturating_mul(split).saturating_add(split.min(blocks % turn))
+}
+
 /// A time or a duration in microseconds. Pure crates are handed it; they never read a clock.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Micros(pub u64);

@@ -1,5 +1,7 @@
-//! The pool of blocks: reference counts and one list of those that nobody holds, least recently
-//! used first. All records are made once.
+//! The pool of blocks: reference counts and, for each lane, one list of those that nobody holds,
+//! least recently used first. All records are made once.
+
+use super::lanes::Lanes;
 
 /// No block, no node, end of a list.
 pub(super) const NONE: u32 = u32::MAX;
@@ -19,29 +21,56 @@ pub(super) struct Block {
 #[derive(Clone, Debug)]
 pub(super) struct Blocks {
     records: Vec<Block>,
-    first: u32,
-    last: u32,
-    free: u32,
+    /// By lane.
+    lists: Vec<List>,
     /// Sum of all `refs`.
     held: u64,
 }
 
+/// Blocks of a lane that nobody holds.
+#[derive(Clone, Debug)]
+struct List {
+    first: u32,
+    last: u32,
+    len: u32,
+}
+
 impl Blocks {
-    pub(super) fn new(count: u32) -> Blocks {
+    /// So many blocks, at least one for each lane.
+    pub(super) fn new(count: u32, Lanes(lanes): Lanes) -> Blocks {
         let record = |i: u32| Block {
             refs: 0,
             node: NONE,
             group: 0,
-            previous: if i == 0 { NONE } else { i - 1 },
-            next: if i + 1 == count { NONE } else { i + 1 },
+            previous: i.checked_sub(lanes).unwrap_or(NONE),
+            next: if count - i <= lanes { NONE } else { i + lanes },
         };
         let records = (0..count).map(record).collect();
-        Blocks { records, first: 0, last: count - 1, free: count, held: 0 }
+        let list = |lane: u32| {
+            let len = (count - lane).div_ceil(lanes);
+            List { first: lane, last: lane + (len - 1) * lanes, len }
+        };
+        Blocks { records, lists: (0..lanes).map(list).collect(), held: 0 }
     }
 
     /// Blocks that nobody holds, cached ones included.
     pub(super) fn free(&self) -> u32 {
-        self.free
+        self.lists.iter().map(|list| list.len).sum()
+    }
+
+    /// Those of a lane.
+    pub(super) fn free_in(&self, lane: u32) -> u32 {
+        self.lists[lane as usize].len
+    }
+
+    /// The lane of a block.
+    pub(super) fn lane(&self, block: u32) -> u32 {
+        block % self.lists.len() as u32
+    }
+
+    fn list(&mut self, block: u32) -> &mut List {
+        let lane = self.lane(block);
+        &mut self.lists[lane as usize]
     }
 
     pub(super) fn total(&self) -> u32 {
@@ -68,10 +97,10 @@ impl Blocks {
         record.group = group;
     }
 
-    /// Takes the least recently used free block, with one reference. If it is still tied to a
+    /// Takes a lane's least recently used free block, with one reference. If it is still tied to a
     /// node, the caller unties it (`node` says which).
-    pub(super) fn take(&mut self) -> Option<u32> {
-        let block = self.first;
+    pub(super) fn take(&mut self, lane: u32) -> Option<u32> {
+        let block = self.lists[lane as usize].first;
         if block == NONE {
             return None;
         }
@@ -102,32 +131,32 @@ impl Blocks {
     }
 
     fn link(&mut self, block: u32) {
-        let (first, last) = (self.first, self.last);
+        let &mut List { first, last, .. } = self.list(block);
         let cached = self.get(block).node != NONE;
         let (previous, next) = if cached { (last, NONE) } else { (NONE, first) };
         let record = self.record(block);
         record.previous = previous;
         record.next = next;
-        self.join(previous, block);
-        self.join(block, next);
-        self.free += 1;
+        self.join(previous, block, block);
+        self.join(block, next, block);
+        self.list(block).len += 1;
     }
 
     fn unlink(&mut self, block: u32) {
         let Block { previous, next, .. } = *self.get(block);
-        self.join(previous, next);
-        self.free -= 1;
+        self.join(previous, next, block);
+        self.list(block).len -= 1;
     }
 
-    /// Makes `b` follow `a`; `NONE` stands for the ends.
-    fn join(&mut self, a: u32, b: u32) {
+    /// Makes `b` follow `a` in the list of `of`; `NONE` stands for the ends.
+    fn join(&mut self, a: u32, b: u32, of: u32) {
         if a == NONE {
-            self.first = b;
+            self.list(of).first = b;
         } else {
             self.record(a).next = b;
         }
         if b == NONE {
-            self.last = a;
+            self.list(of).last = a;
         } else {
             self.record(b).previous = a;
         }
@@ -136,19 +165,21 @@ impl Blocks {
     /// Walks everything: for tests.
     #[cfg(test)]
     pub(super) fn check(&self) {
-        let mut at = self.first;
-        let mut previous = NONE;
-        let mut count = 0;
-        while at != NONE {
-            let block = self.get(at);
-            assert_eq!((block.refs, block.previous), (0, previous));
-            previous = at;
-            at = block.next;
-            count += 1;
+        for (lane, list) in (0u32..).zip(&self.lists) {
+            let mut at = list.first;
+            let mut previous = NONE;
+            let mut count = 0;
+            while at != NONE {
+                let block = self.get(at);
+                assert_eq!((block.refs, block.previous, self.lane(at)), (0, previous, lane));
+                previous = at;
+                at = block.next;
+                count += 1;
+            }
+            assert_eq!((previous, count), (list.last, list.len));
         }
-        assert_eq!(previous, self.last);
         let unheld = self.records.iter().filter(|b| b.refs == 0).count();
-        assert_eq!((count, unheld), (self.free, self.free as usize));
+        assert_eq!(unheld, self.free() as usize);
         assert_eq!(self.records.iter().map(|b| u64::from(b.refs)).sum::<u64>(), self.held);
     }
 }

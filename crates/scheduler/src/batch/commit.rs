@@ -71,6 +71,11 @@ impl State {
         let record = &mut self.records[index as usize];
         let full = (record.computed / BLOCK_TOKENS) as usize;
         record.settle();
+        // A prompt shorter than a block says less of where equal beginnings start.
+        let beginning = &record.tokens[..BLOCK_TOKENS as usize];
+        if self.config.lanes().origin(record.tenant, beginning) != record.origin {
+            return;
+        }
         while record.chain.len() < full {
             let at = record.chain.len();
             let tokens = &record.tokens[at * BLOCK_TOKENS as usize..][..BLOCK_TOKENS as usize];

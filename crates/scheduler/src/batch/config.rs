@@ -1,7 +1,8 @@
 //! Limits within which the scheduler works.
 
-use pomona_types::{BLOCK_TOKENS, LayerKind, Micros, TokenId};
+use pomona_types::{BLOCK_TOKENS, LayerKind, Micros, TokenId, blocks_of_one_rank};
 
+use super::lanes::Lanes;
 use super::{Ordering, Speculation};
 
 /// Fixed for the life of a [`State`](super::State). Names are vLLM's.
@@ -21,6 +22,9 @@ pub struct Config {
     pub max_model_len: u32,
     /// Blocks in the pool; a block holds 16 tokens of one layer group.
     pub blocks: u32,
+    /// Ranks that keep the splits of a sequence in turn. The rank that keeps a block is the
+    /// block's number modulo this.
+    pub context: u32,
     /// What the layers of each group see.
     pub groups: Vec<LayerKind>,
     /// Whether blocks of equal prefixes are shared.
@@ -52,12 +56,19 @@ impl Config {
             ("max_model_len", self.max_model_len),
             ("blocks", self.blocks),
             ("steps_in_flight", self.steps_in_flight),
+            ("context", self.context),
         ];
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return bad(format!("{name} must be at least 1"));
         }
         if self.blocks > BLOCKS_MAX {
             return bad(format!("blocks is {}, at most {BLOCKS_MAX} are possible", self.blocks));
+        }
+        if self.blocks < self.context {
+            return bad(format!(
+                "blocks is {}: each of {} context ranks keeps at least one",
+                self.blocks, self.context
+            ));
         }
         if self.max_num_batched_tokens < self.max_num_seqs {
             return bad(format!(
@@ -80,10 +91,22 @@ impl Config {
         (self.max_num_batched_tokens / self.steps_in_flight).max(1)
     }
 
-    /// Blocks that one sequence of `tokens` tokens holds at most, over all groups.
+    pub(super) fn lanes(&self) -> Lanes {
+        Lanes(self.context)
+    }
+
+    /// Blocks that one sequence of `tokens` tokens needs at most, over all groups: as many of each
+    /// lane as of the one that it holds most of.
     pub(super) fn blocks_for(&self, tokens: u32) -> u64 {
         let all = u64::from(tokens.div_ceil(BLOCK_TOKENS));
-        self.groups.iter().map(|kind| all.min(self.blocks_for_group(*kind))).sum()
+        let most = |kind| blocks_of_one_rank(all.min(self.blocks_for_group(kind)), self.context);
+        let most: u64 = self.groups.iter().map(|kind| most(*kind)).sum();
+        most * u64::from(self.context)
+    }
+
+    /// Blocks that there are for what [`Config::blocks_for`] counts.
+    pub(super) fn blocks_usable(&self) -> u64 {
+        u64::from(self.blocks / self.context * self.context)
     }
 
     /// Blocks of one group that a sequence of any length holds at most.

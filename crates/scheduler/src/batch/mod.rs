@@ -8,6 +8,7 @@
 mod blocks;
 mod commit;
 mod config;
+mod lanes;
 mod ordering;
 mod pace;
 mod plan;

@@ -1,6 +1,6 @@
 //! What the next step computes.
 
-use pomona_types::{BLOCK_TOKENS, Micros, QosClass, TokenId};
+use pomona_types::{BLOCK_TOKENS, Micros, QosClass, TokenId, blocks_of_one_rank};
 
 use super::State;
 use super::blocks::NONE;
@@ -139,10 +139,20 @@ impl State {
     /// Tokens of a running request that the budget and the free blocks allow.
     fn affordable(&self, index: u32, budget: u32) -> u32 {
         let record = self.record(index);
-        let groups = self.config.groups.len() as u32;
-        let blocks = record.table_len + self.blocks.free() / groups;
-        let room = blocks.saturating_mul(BLOCK_TOKENS) - record.computed;
+        let room = self.entries_max(record, 0).saturating_mul(BLOCK_TOKENS) - record.computed;
         record.due().min(budget).min(room)
+    }
+
+    /// How many entries a running request's tables can grow to, by free blocks of which `kept` in
+    /// each lane and group are kept for others.
+    fn entries_max(&self, record: &Record, kept: u32) -> u32 {
+        let (lanes, groups) = (self.config.lanes(), self.config.groups.len() as u32);
+        let (origin, entries) = (record.origin, record.table_len);
+        let most = |lane: u32| {
+            let spare = (self.blocks.free_in(lane) / groups).saturating_sub(kept);
+            lanes.entry(origin, lane, lanes.count(origin, lane, entries) + spare)
+        };
+        (0..lanes.0).map(most).min().unwrap_or(entries)
     }
 
     /// Tokens that are known and not computed, within a budget; all of it if requests wait.
@@ -159,9 +169,7 @@ impl State {
     /// take no token of the budget and no block that others need for what they know.
     fn drafts(&mut self, index: u32, tokens: u32) -> Drafts {
         let Some(speculation) = &self.config.speculation else { return Drafts::NONE };
-        let groups = self.config.groups.len() as u32;
-        let spare = self.blocks.free() / groups;
-        let blocks = spare.saturating_sub(self.running.len() as u32);
+        let entries = self.entries_max(self.record(index), self.running.len() as u32);
         let record = &mut self.records[index as usize];
         if record.computed + 1 != record.len() || record.wants_prompt_logits() {
             return Drafts::NONE;
@@ -171,7 +179,7 @@ impl State {
             record.acceptance.forget();
             return Drafts::NONE;
         }
-        let room = (record.table_len.saturating_add(blocks)).saturating_mul(BLOCK_TOKENS);
+        let room = entries.saturating_mul(BLOCK_TOKENS);
         let most = worthwhile
             .min(self.config.step_tokens().saturating_sub(tokens))
             .min(room.saturating_sub(record.len()))
@@ -246,23 +254,17 @@ impl State {
     /// compute would fit into free blocks.
     fn admit(&mut self, now: Micros, index: u32) -> bool {
         let hit = self.match_prefix(index);
-        let groups = self.config.groups.len();
-        let mut needed: u64 = 0;
-        let total = self.record(index).len().div_ceil(BLOCK_TOKENS);
-        for (group, kind) in self.config.groups.iter().enumerate() {
-            let visible = first_visible_block(*kind, hit * BLOCK_TOKENS).min(hit);
-            let fresh = u64::from(total - visible).min(self.config.blocks_for_group(*kind));
-            let held = (visible..hit)
-                .filter(|b| {
-                    let block = self.prefixes.block(self.matched[*b as usize], group);
-                    block.is_some_and(|block| self.blocks.get(block).refs > 0)
-                })
-                .count() as u64;
-            needed += fresh.saturating_sub(held);
-        }
-        let growth = (self.running.len() * groups) as u32;
-        let reserve = u64::from(growth.min(self.blocks.total() / RESERVE_SHARE));
-        if needed + reserve > u64::from(self.blocks.free()) && !self.running.is_empty() {
+        let record = self.record(index);
+        let beginning = &record.tokens[..record.tokens.len().min(BLOCK_TOKENS as usize)];
+        let origin = self.config.lanes().origin(record.tenant, beginning);
+        let lane_blocks = self.blocks.total() / self.config.context;
+        let growth = (self.running.len() * self.config.groups.len()) as u32;
+        let reserve = u64::from(growth.min(lane_blocks / RESERVE_SHARE));
+        let fits = |lane| {
+            let needed = self.blocks_needed(record, hit, (origin, lane));
+            needed + reserve <= u64::from(self.blocks.free_in(lane))
+        };
+        if !self.running.is_empty() && !(0..self.config.context).all(fits) {
             return false;
         }
         let Some(slot) = self.slots.pop() else { return false };
@@ -271,6 +273,7 @@ impl State {
         let first_time = self.record(index).started.is_none();
         let record = self.record_mut(index);
         record.status = Status::Running { slot };
+        record.origin = origin;
         record.computed = hit * BLOCK_TOKENS;
         if first_time {
             record.started = Some(now);
@@ -280,6 +283,30 @@ impl State {
             self.counters.prefix_hits += u64::from(hits);
         }
         true
+    }
+
+    /// Blocks of a lane that a waiting request would take, the first `hit` of whose blocks are
+    /// cached.
+    fn blocks_needed(&self, record: &Record, hit: u32, (origin, lane): (u32, u32)) -> u64 {
+        let lanes = self.config.lanes();
+        let total = record.len().div_ceil(BLOCK_TOKENS);
+        let mut needed = 0;
+        for (group, kind) in self.config.groups.iter().enumerate() {
+            let visible = first_visible_block(*kind, hit * BLOCK_TOKENS).min(hit);
+            let [before, all] = [visible, total].map(|n| lanes.count(origin, lane, n));
+            let most = blocks_of_one_rank(self.config.blocks_for_group(*kind), lanes.0);
+            let fresh = u64::from(all - before).min(most);
+            let held = (visible..hit)
+                .filter(|b| {
+                    let block = self.prefixes.block(self.matched[*b as usize], group);
+                    block.is_some_and(|block| {
+                        self.blocks.lane(block) == lane && self.blocks.get(block).refs > 0
+                    })
+                })
+                .count() as u64;
+            needed += fresh.saturating_sub(held);
+        }
+        needed
     }
 
     fn enter_running(&mut self, index: u32) {
@@ -384,10 +411,12 @@ impl State {
         if after <= before {
             return;
         }
-        let groups = self.config.groups.len();
+        let (groups, lanes, origin) =
+            (self.config.groups.len(), self.config.lanes(), record.origin);
         for group in 0..groups {
-            for _ in before..after {
-                let block = self.take_block().expect("affordable() counted the free blocks");
+            for entry in before..after {
+                let lane = lanes.of(origin, entry);
+                let block = self.take_block(lane).expect("affordable() counted the free blocks");
                 self.record_mut(index).tables[group].push(block);
             }
         }

@@ -64,6 +64,8 @@ pub(super) struct Record {
     pub(super) tables: Box<[Vec<u32>]>,
     /// For each group, entries below this are `NO_BLOCK`.
     pub(super) dropped: Box<[u32]>,
+    /// The lane of its tables' first split.
+    pub(super) origin: u32,
     /// Prompt tokens found in the prefix cache at first admission.
     pub(super) cached_tokens: u32,
     pub(super) preemptions: u32,

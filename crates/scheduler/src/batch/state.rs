@@ -98,7 +98,7 @@ impl State {
             running: Vec::with_capacity(config.max_num_seqs as usize),
             slots: (0..config.max_num_seqs).rev().collect(),
             by_slot: vec![NONE; config.max_num_seqs as usize],
-            blocks: Blocks::new(config.blocks),
+            blocks: Blocks::new(config.blocks, config.lanes()),
             entries: 0,
             prefixes: PrefixTree::new(nodes, groups, hash_mask),
             shares: Shares::default(),
@@ -139,7 +139,7 @@ impl State {
         }
         let len_max = (prompt_len + u64::from(sampling.max_tokens)).min(max_len) as u32;
         let needed = self.config.blocks_for(len_max);
-        if needed > u64::from(self.config.blocks) {
+        if needed > self.config.blocks_usable() {
             return invalid(format!(
                 "{len_max} tokens need {needed} blocks of KV cache, there are {}: lower \
                  max_tokens, shorten the prompt, or give the server more --kv-cache-memory",
@@ -181,6 +181,7 @@ impl State {
             ignore_eos: sampling.ignore_eos,
             settled: prompt_len,
             chained: 0,
+            origin: 0,
             has_stop_tokens: !sampling.stop_token_ids.is_empty(),
             stop_token_ids: sampling.stop_token_ids.into(),
             prompt_logprobs: sampling.prompt_logprobs.is_some(),
@@ -307,9 +308,9 @@ impl State {
         self.by_slot[slot as usize] = NONE;
     }
 
-    /// Takes a free block for `group`; whatever prefix it held is forgotten.
-    pub(super) fn take_block(&mut self) -> Option<u32> {
-        let block = self.blocks.take()?;
+    /// Takes a lane's free block; whatever prefix it held is forgotten.
+    pub(super) fn take_block(&mut self, lane: u32) -> Option<u32> {
+        let block = self.blocks.take(lane)?;
         let record = self.blocks.get(block);
         let (node, group) = (record.node, record.group);
         if node != NONE {
@@ -352,6 +353,10 @@ impl State {
                 assert_eq!(table.len(), record.table_len as usize);
                 assert!(table[..*dropped as usize].iter().all(|b| *b == NO_BLOCK));
                 assert!(table[*dropped as usize..].iter().all(|b| *b != NO_BLOCK));
+                for (entry, block) in (0u32..).zip(table).filter(|(_, b)| **b != NO_BLOCK) {
+                    let lane = self.config.lanes().of(record.origin, entry);
+                    assert_eq!(self.blocks.lane(*block), lane);
+                }
             }
         }
         for index in &self.waiting {

@@ -74,12 +74,16 @@ fn config(dice: &mut Dice) -> Config {
         ],
     };
     let seqs = 1 + dice.below(12);
+    // Over several ranks, sequences are to have several splits.
+    let context = [1, 1, 2, 3][dice.below(4) as usize];
+    let longer = if context > 1 { 4 } else { 1 };
     Config {
         max_num_seqs: seqs,
         max_num_batched_tokens: seqs + dice.below(80),
         steps_in_flight: [1, 1, 2, 3][dice.below(4) as usize],
-        max_model_len: 40 + dice.below(200),
-        blocks: 10 + dice.below(80),
+        max_model_len: longer * (40 + dice.below(200)),
+        blocks: longer * (10 + dice.below(80)),
+        context,
         groups,
         prefix_caching: dice.below(4) > 0,
         ordering: [Ordering::Fcfs, Ordering::Priority, Ordering::Fair][dice.below(3) as usize],
@@ -130,7 +134,7 @@ impl World {
         self.events += 1;
         let dice = &mut self.dice;
         let family = dice.below(3);
-        let len = 1 + dice.below(120);
+        let len = 1 + dice.below(if self.config.context > 1 { 800 } else { 120 });
         // Prompts of a family agree up to a random point.
         let fork = dice.below(len + 1);
         let token = |i: u32, dice: &mut Dice| {
@@ -165,7 +169,7 @@ impl World {
             }
             Err(Refusal::Invalid(_)) => {
                 let total = (len + max_tokens).min(self.config.max_model_len);
-                let fits = self.config.blocks_for(total) <= u64::from(self.config.blocks);
+                let fits = self.config.blocks_for(total) <= self.config.blocks_usable();
                 assert!(len >= self.config.max_model_len || !fits, "refused without a reason");
             }
             Err(other) => panic!("{other}"),
@@ -404,6 +408,7 @@ fn small_config(blocks: u32, ordering: Ordering) -> Config {
         steps_in_flight: 1,
         max_model_len: 256,
         blocks,
+        context: 1,
         groups: vec![LayerKind::Full],
         prefix_caching: true,
         ordering,
