@@ -20,7 +20,7 @@ use pomona_types::{
 };
 
 use crate::draft::Draft;
-use crate::input::Input;
+use crate::input::{Input, Keeper};
 use crate::kv::{draft_kv_cache, kv_cache};
 use crate::ranks::Others;
 use crate::step::{Active, Logits, Stepper};
@@ -153,7 +153,7 @@ impl Engine {
             max_num_batched_tokens: config.max_num_batched_tokens,
             max_model_len: config.max_model_len,
             blocks: config.kv_blocks,
-            context: 1,
+            context: model.part().context_ranks,
             groups: groups.iter().map(|g| g.kind).collect(),
             prefix_caching: config.prefix_caching,
             ordering: config.ordering,
@@ -165,11 +165,17 @@ impl Engine {
         })
         .map_err(|e| EngineError::Config(e.to_string()))?;
         let device = ops.device().clone();
-        let kv = kv_cache(device.as_ref(), &spec, model.part(), config.kv_dtype, config.kv_blocks)?;
+        let keeper = Keeper::of(model.part());
+        let blocks = keeper.blocks(config.kv_blocks);
+        let kv = kv_cache(device.as_ref(), &spec, model.part(), config.kv_dtype, blocks)?;
+        if draft.is_some() && model.part().context_ranks > 1 {
+            let why = "a draft model needs the keys and values of all ranks: leave out \
+                       --context-parallel-size, or take drafts from the text itself";
+            return Err(EngineError::Config(why.to_owned()));
+        }
         let draft = draft_for(&config, &spec, draft, device.as_ref())?;
-        let max_tokens = config.max_num_batched_tokens as usize;
-        let max_seqs = config.max_num_seqs as usize;
-        let input = Input::new(device.as_ref(), max_tokens, max_seqs, groups.len())?;
+        let room = (config.max_num_batched_tokens as usize, config.max_num_seqs as usize);
+        let input = Input::new(device.as_ref(), room, groups.len(), keeper)?;
         let logits = Logits::new(ops.as_ref(), spec.vocab as usize)?;
         let shared = Arc::new(Shared {
             info: ReplicaInfo {

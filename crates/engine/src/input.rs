@@ -3,9 +3,10 @@
 
 use bytemuck::cast_slice;
 use pomona_device::{DType, Device, DeviceError, View};
-use pomona_kernels::{Batch, Span};
-use pomona_scheduler::batch::PlanRow;
-use pomona_types::{BLOCK_TOKENS, TokenId};
+use pomona_kernels::{Batch, NO_SLOT, Span};
+use pomona_models::ModelPart;
+use pomona_scheduler::batch::{NO_BLOCK, PlanRow};
+use pomona_types::{BLOCK_TOKENS, SPLIT_BLOCKS, TokenId};
 
 /// Some tokens of one sequence, one after another, in a forward.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -58,15 +59,51 @@ pub(crate) struct Input {
     host_logit_rows: Vec<u32>,
     /// For each group and each of the scheduler's slots, as plans have told them.
     tables: Vec<Vec<Vec<u32>>>,
+    keeper: Keeper,
+    /// For each of the slots, which rank of the context group has its first split.
+    origins: Vec<u32>,
+}
+
+/// Which of the blocks that a scheduler counts are a rank's to keep: every so-manieth.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keeper {
+    /// Its place in its context group.
+    rank: u32,
+    /// Ranks of that.
+    ranks: u32,
+}
+
+impl Keeper {
+    /// The rank with this part of a model, which is divided like that.
+    pub(crate) fn of(part: &ModelPart) -> Keeper {
+        Keeper { rank: part.context_rank, ranks: part.context_ranks }
+    }
+
+    /// Blocks that it keeps of so many.
+    pub(crate) fn blocks(self, all: u32) -> u32 {
+        all.div_ceil(self.ranks)
+    }
+
+    /// Its own number for a block, if that is its to keep.
+    fn own(self, block: u32) -> u32 {
+        let own = block != NO_BLOCK && block % self.ranks == self.rank;
+        if own { block / self.ranks } else { NO_BLOCK }
+    }
+
+    /// Who has the first split of a sequence that has a block as this entry of its table.
+    fn origin(self, block: u32, entry: u32) -> u32 {
+        let turn = entry / SPLIT_BLOCKS % self.ranks;
+        (block % self.ranks + self.ranks - turn) % self.ranks
+    }
 }
 
 impl Input {
     /// Room for `max_tokens` tokens of `max_seqs` sequences, and `groups` layer groups.
     pub(crate) fn new(
         device: &dyn Device,
-        max_tokens: usize,
-        max_seqs: usize,
+        (max_tokens, max_seqs): (usize, usize),
         groups: usize,
+        keeper: Keeper,
     ) -> Result<Input, DeviceError> {
         let view = || device.alloc_view(DType::U32, &[max_tokens]);
         Ok(Input {
@@ -78,6 +115,8 @@ impl Input {
             host_slots: Vec::with_capacity(max_tokens),
             host_logit_rows: Vec::with_capacity(max_tokens),
             tables: vec![vec![Vec::new(); max_seqs]; groups],
+            keeper,
+            origins: vec![0; max_seqs],
         })
     }
 
@@ -94,7 +133,12 @@ impl Input {
                     return None;
                 }
                 table.truncate(told.known as usize);
-                table.extend_from_slice(new);
+                table.extend(new.iter().map(|block| self.keeper.own(*block)));
+                // All groups of a sequence begin at one rank.
+                if let Some((entry, block)) = (told.known..).zip(new).find(|(_, b)| **b != NO_BLOCK)
+                {
+                    self.origins[told.slot as usize] = self.keeper.origin(*block, entry);
+                }
             }
         }
         blocks.is_empty().then_some(())
@@ -140,7 +184,7 @@ impl Input {
             slots,
             tables,
             spans,
-            origins: Vec::new(),
+            origins: stretches.iter().map(|s| self.origins[s.slot as usize]).collect(),
             logit_rows: put(&self.host_logit_rows, &self.logit_rows)?,
         })
     }
@@ -154,7 +198,8 @@ impl Input {
             let table = &self.tables[group][stretch.slot as usize];
             for position in stretch.start..end {
                 let block = table[(position / BLOCK_TOKENS) as usize];
-                self.host_slots.push(block * BLOCK_TOKENS + position % BLOCK_TOKENS);
+                let slot = block.checked_mul(BLOCK_TOKENS).map(|s| s + position % BLOCK_TOKENS);
+                self.host_slots.push(slot.unwrap_or(NO_SLOT));
             }
             tables.extend_from_slice(&table[..end.div_ceil(BLOCK_TOKENS) as usize]);
         }

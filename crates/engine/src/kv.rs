@@ -141,12 +141,14 @@ mod tests {
     fn a_stage_has_slots_for_its_own_layers_in_the_groups_of_all() {
         let [full, sliding] = [LayerKind::Full, LayerKind::Sliding { window: 8 }];
         let whole = spec(&[sliding, sliding, full, sliding, sliding, full]);
-        let all = ModelPart { spec: whole.clone(), first_layer: 0 };
+        let part =
+            |spec, first_layer| ModelPart { spec, first_layer, context_ranks: 1, context_rank: 0 };
+        let all = part(whole.clone(), 0);
         // Three groups: the full layers 2 and 5, the sliding ones 0 and 1, 3 and 4.
         assert_eq!(places(&whole, &all), [(1, 0), (1, 1), (0, 0), (2, 0), (2, 1), (0, 1)]);
         let bytes = kv_block_bytes(&whole, &all, DType::F16);
         assert_eq!(bytes, whole.block_bytes(2 * 16));
-        let stage = ModelPart { spec: spec(&whole.layers[3..]), first_layer: 3 };
+        let stage = part(spec(&whole.layers[3..]), 3);
         assert_eq!(places(&whole, &stage), [(2, 0), (2, 1), (0, 0)]);
     }
 }

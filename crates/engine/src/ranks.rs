@@ -11,13 +11,14 @@ use pomona_models::{Division, Groups, LOGIT_ROWS_MAX, Model, Parallel, Ranks};
 use pomona_types::{Collective, GroupError};
 
 use crate::EngineError;
-use crate::input::Input;
+use crate::input::{Input, Keeper};
 use crate::kv::kv_cache;
 use crate::order::{Kind, Order};
 
 /// The rank that leads.
 const LEADER: usize = 0;
-/// An arena is divided among all ranks, those that share layers, and stages; one part is spare.
+/// An arena is divided among all ranks, those that share layers, those that keep sequences
+/// together, and stages.
 const PARTS: usize = 4;
 /// Smaller arenas make pieces of what ranks gather.
 const ARENA_BYTES_MIN: usize = 256 << 20;
@@ -53,7 +54,8 @@ impl Seat {
             let (there, asked) = (link.ranks(), parallel.ranks());
             return Err(GroupError::Invalid(format!("{there} ranks for a model over {asked}")));
         }
-        let bytes = link.arena_bytes() / PARTS;
+        // In whole cache lines, as parts begin.
+        let bytes = link.arena_bytes() / PARTS / 64 * 64;
         let mut division_of = World::new(link).with_limit(STEP_LIMIT);
         let world = Arc::new(division_of.all(bytes)?);
         let mut groups = |of: fn(&Parallel, usize) -> Vec<usize>| {
@@ -65,7 +67,8 @@ impl Seat {
             Ok::<_, GroupError>(own.map(|own| Arc::new(own) as Arc<dyn Collective>))
         };
         let tensor = groups(Parallel::tensor_group)?;
-        let groups = Groups { tensor, pipeline: groups(Parallel::pipeline_group)? };
+        let context = groups(Parallel::context_group)?;
+        let groups = Groups { tensor, context, pipeline: groups(Parallel::pipeline_group)? };
         let (division, place) = (division.clone(), parallel.place(rank));
         Ok(Seat { world, ranks: Ranks { division, place, groups } })
     }
@@ -141,8 +144,11 @@ pub fn follow(
     let device = ops.device().as_ref();
     let max_tokens = config.max_num_batched_tokens as usize;
     let groups = spec.layer_groups().len();
-    let kv = kv_cache(device, spec, model.part(), config.kv_dtype, config.kv_blocks)?;
-    let mut input = Input::new(device, max_tokens, config.max_num_seqs as usize, groups)?;
+    let keeper = Keeper::of(model.part());
+    let blocks = keeper.blocks(config.kv_blocks);
+    let kv = kv_cache(device, spec, model.part(), config.kv_dtype, blocks)?;
+    let room = (max_tokens, config.max_num_seqs as usize);
+    let mut input = Input::new(device, room, groups, keeper)?;
     let mut logits = Taken {
         room: device.alloc_view(DType::F32, &[LOGIT_ROWS_MAX, spec.vocab as usize])?,
         outputs: Vec::new(),

@@ -1,19 +1,19 @@
 //! A model that is divided over ranks says the same, byte for byte, as one that is not: tokens,
-//! log-probabilities and all, over any number of tensor ranks and stages.
+//! log-probabilities and all, over any number of tensor ranks, context ranks and stages.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use std::sync::{Arc, mpsc};
 
-use pomona_engine::{Engine, EngineConfig, FollowConfig, Others, Seat, follow};
+use pomona_engine::{Engine, EngineConfig, FollowConfig, Others, Seat, Speculation, follow};
 use pomona_fabric::link::shm::{ShmEpoch, ShmOptions};
 use pomona_kernels::Ops;
 use pomona_models::{Checkpoint, Division, LoadOptions, Model, Parallel, Ranks};
 use pomona_types::{
     Finish, Replica, Request, RequestId, Sampling, TenantId, TokenId, TokenOutput, TokenSink,
 };
-use support::{checkpoint, ops, tiny_config};
+use support::{checkpoint, eager, ngram, ops, tiny_config};
 
 /// Bytes of a rank's arena.
 const ARENA: usize = 1 << 20;
@@ -63,9 +63,24 @@ fn requests(vocab: u32) -> Vec<Request> {
     (0..11).map(request).collect()
 }
 
-fn answers(replica: &dyn Replica) -> Vec<Answer> {
+/// Sequences of up to four splits, of which some begin alike.
+fn long_requests(vocab: u32) -> Vec<Request> {
+    let mut requests = requests(vocab);
+    requests.truncate(5);
+    let prompt = |len: u32, from: u32| {
+        let prompt: Vec<TokenId> = (from..from + len).map(|t| (t * 37 + t / 50) % vocab).collect();
+        prompt.into()
+    };
+    for (request, (len, from)) in
+        requests.iter_mut().zip([(820, 0), (300, 7), (600, 0), (530, 3), (20, 0)])
+    {
+        (request.prompt, request.sampling.prompt_logprobs) = (prompt(len, from), None);
+    }
+    requests
+}
+
+fn answers(replica: &dyn Replica, requests: Vec<Request>) -> Vec<Answer> {
     let (done, finished) = mpsc::channel();
-    let requests = requests(replica.info().vocab_size);
     let count = requests.len();
     for request in requests {
         let id = request.id.0;
@@ -84,9 +99,31 @@ fn load(checkpoint: &Checkpoint, ops: &dyn Ops, ranks: Ranks) -> Box<dyn Model> 
 
 /// Runs a model over threads, one for each rank.
 fn divided(name: &str, parallel: Parallel) -> Vec<Answer> {
+    let config = EngineConfig { eos_token_ids: vec![], ..tiny_config(true, false) };
+    run(name, parallel, config, requests)
+}
+
+/// The same with long sequences, and memory for few of them.
+fn divided_long(name: &str, parallel: Parallel, speculation: Option<Speculation>) -> Vec<Answer> {
+    let tiny = tiny_config(true, false);
+    let config = EngineConfig {
+        eos_token_ids: vec![],
+        max_model_len: 1000,
+        kv_blocks: 240,
+        speculation,
+        ..tiny
+    };
+    run(name, parallel, config, long_requests)
+}
+
+fn run(
+    name: &str,
+    parallel: Parallel,
+    config: EngineConfig,
+    requests: fn(u32) -> Vec<Request>,
+) -> Vec<Answer> {
     let checkpoint = checkpoint(name);
     let division = Division::new(checkpoint.spec(), parallel).unwrap();
-    let config = EngineConfig { eos_token_ids: vec![], ..tiny_config(true, false) };
     let epoch = ShmEpoch::create(ShmOptions::new(parallel.ranks(), ARENA)).unwrap();
     let stages = parallel.pipeline as usize;
     let follow_config = FollowConfig {
@@ -114,7 +151,8 @@ fn divided(name: &str, parallel: Parallel) -> Vec<Answer> {
         let model = load(checkpoint, ops.as_ref(), ranks);
         let others = Others::new(world, stages);
         let engine = Engine::lead(config, model, None, ops, Some(others)).unwrap();
-        let answers = answers(engine.replica().as_ref());
+        let requests = requests(checkpoint.spec().vocab);
+        let answers = answers(engine.replica().as_ref(), requests);
         let load = engine.replica().load();
         assert_eq!((load.running, load.blocks_used), (0, 0));
         engine.stop();
@@ -126,7 +164,7 @@ fn divided(name: &str, parallel: Parallel) -> Vec<Answer> {
 #[test]
 fn tokens_of_experts_do_not_depend_on_the_number_of_stages() {
     let alone = divided("mixtral", Parallel::default());
-    assert!(divided("mixtral", Parallel { tensor: 1, pipeline: 2 }) == alone);
+    assert!(divided("mixtral", Parallel { pipeline: 2, ..Parallel::default() }) == alone);
 }
 
 #[test]
@@ -145,9 +183,28 @@ fn tokens_do_not_depend_on_the_number_of_ranks() {
         let tensor = (2..=most.min(spec.heads)).map(|tensor| (tensor, 1));
         let pipeline = (2..=most.min(spec.layers.len() as u32)).map(|stages| (1, stages));
         for (tensor, pipeline) in tensor.chain(pipeline).chain([(2, 2)]) {
-            let parallel = Parallel { tensor, pipeline };
+            let parallel = Parallel { tensor, context: 1, pipeline };
             assert!(divided(name, parallel) == alone, "{name} over {parallel:?}");
             eprintln!("{name}: {parallel:?}");
         }
     }
+}
+
+#[test]
+fn tokens_do_not_depend_on_who_keeps_which_part_of_a_sequence() {
+    for name in ["llama", "gemma3", "mistral", "mixtral"] {
+        let alone = divided_long(name, Parallel::default(), None);
+        for (tensor, context, pipeline) in [(1, 2, 1), (1, 3, 1), (2, 2, 1), (1, 2, 2)] {
+            let parallel = Parallel { tensor, context, pipeline };
+            assert!(divided_long(name, parallel, None) == alone, "{name} over {parallel:?}");
+            eprintln!("{name}: {parallel:?}");
+        }
+    }
+}
+
+#[test]
+fn drafts_change_nothing_where_several_ranks_keep_a_sequence() {
+    let alone = divided_long("llama", Parallel::default(), None);
+    let parallel = Parallel { context: 3, ..Parallel::default() };
+    assert!(divided_long("llama", parallel, Some(eager(ngram(), 5))) == alone);
 }

@@ -3,6 +3,9 @@
 //! Every matrix is cut by its rows, its outputs, and never by its columns: a product is then one
 //! rank's from the first term to the last, and the bits of a result do not depend on the number of
 //! ranks. What a rank has not computed it gets from the others by joining columns. Pure.
+//!
+//! Context ranks divide matrices like tensor ranks, but for queries, keys and values: each computes
+//! those of its whole context group, and keeps keys and values of its own splits of a sequence.
 
 use std::ops::Range;
 
@@ -18,22 +21,24 @@ const GRAIN: u32 = 16;
 /// In how many parts a model is cut, and along what. Their product is the number of ranks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Parallel {
-    /// Ranks that share every layer.
+    /// Parts that every layer's heads are cut in.
     pub tensor: u32,
+    /// Ranks that each such part has, which keep the splits of a sequence in turn.
+    pub context: u32,
     /// Stages, which have some layers each.
     pub pipeline: u32,
 }
 
 impl Default for Parallel {
     fn default() -> Parallel {
-        Parallel { tensor: 1, pipeline: 1 }
+        Parallel { tensor: 1, context: 1, pipeline: 1 }
     }
 }
 
 /// Where a rank stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place {
-    /// Among those that share its layers.
+    /// Among those that share its layers, of tensor and context ranks alike.
     pub tensor: usize,
     /// Its stage.
     pub stage: usize,
@@ -42,24 +47,35 @@ pub struct Place {
 impl Parallel {
     /// How many ranks there are.
     pub fn ranks(&self) -> usize {
-        self.tensor as usize * self.pipeline as usize
+        self.sharing() * self.pipeline as usize
+    }
+
+    /// How many share a layer.
+    fn sharing(&self) -> usize {
+        self.tensor as usize * self.context as usize
     }
 
     /// Where a rank stands: neighbours share layers.
     pub fn place(&self, rank: usize) -> Place {
-        let tensor = self.tensor as usize;
-        Place { tensor: rank % tensor, stage: rank / tensor }
+        Place { tensor: rank % self.sharing(), stage: rank / self.sharing() }
     }
 
     /// The ranks that share the layers of a rank, in order.
     pub fn tensor_group(&self, rank: usize) -> Vec<usize> {
         let first = rank - self.place(rank).tensor;
-        (first..first + self.tensor as usize).collect()
+        (first..first + self.sharing()).collect()
+    }
+
+    /// The ranks that keep sequences together with a rank, in order.
+    pub fn context_group(&self, rank: usize) -> Vec<usize> {
+        let context = self.context as usize;
+        let first = rank / context * context;
+        (first..first + context).collect()
     }
 
     /// The ranks that hidden states pass through, in order.
     pub fn pipeline_group(&self, rank: usize) -> Vec<usize> {
-        (self.place(rank).tensor..self.ranks()).step_by(self.tensor as usize).collect()
+        (self.place(rank).tensor..self.ranks()).step_by(self.sharing()).collect()
     }
 }
 
@@ -68,7 +84,7 @@ impl Parallel {
 pub struct Division {
     /// In how many parts.
     pub parallel: Parallel,
-    /// Query heads of each tensor rank.
+    /// Query heads whose attention each tensor rank has in the end.
     pub heads: Vec<Range<u32>>,
     /// Columns of the residual stream, rows of what is added to it.
     pub hidden: Vec<Range<u32>>,
@@ -90,21 +106,25 @@ impl Division {
     /// # Errors
     /// When there are more ranks than parts to give them; says how many would do.
     pub fn new(spec: &ModelSpec, parallel: Parallel) -> Result<Division, ModelError> {
-        let (tensor, stages) = (parallel.tensor, parallel.pipeline);
-        if tensor == 0 || stages == 0 {
+        let Parallel { tensor, context, pipeline: stages } = parallel;
+        if tensor == 0 || context == 0 || stages == 0 {
             return Err(invalid!("a model is divided over one rank at least, not over none"));
         }
         // As many heads as there are is also far below the rows of any matrix.
         let experts = spec.experts.map_or(u32::MAX, |experts| experts.count);
         let most = spec.heads.min(spec.hidden).min(spec.ffn).min(spec.vocab).min(experts);
-        if tensor > most {
+        let Some(sharing) = tensor.checked_mul(context).filter(|sharing| *sharing <= most) else {
+            let context = match context {
+                1 => String::new(),
+                _ => format!(" times --context-parallel-size {context}"),
+            };
             return Err(invalid!(
-                "--tensor-parallel-size {tensor}: the model has {} query heads{}, and each rank \
-                 needs one: choose {most} or fewer",
+                "--tensor-parallel-size {tensor}{context}: the model has {} query heads{}, and \
+                 each rank needs one: choose {most} or fewer",
                 spec.heads,
                 spec.experts.map_or(String::new(), |e| format!(" and {} experts", e.count)),
             ));
-        }
+        };
         let layers = spec.layers.len() as u32;
         if stages > layers {
             return Err(invalid!(
@@ -113,8 +133,8 @@ impl Division {
             ));
         }
         let evenly = |count: u32| {
-            let grain = if count / GRAIN >= tensor { GRAIN } else { 1 };
-            cut(count, tensor, grain)
+            let grain = if count / GRAIN >= sharing { GRAIN } else { 1 };
+            cut(count, sharing, grain)
         };
         Ok(Division {
             parallel,
@@ -123,24 +143,39 @@ impl Division {
             // Experts stay whole.
             ffn: match spec.experts {
                 None => evenly(spec.ffn),
-                Some(_) => vec![0..spec.ffn; tensor as usize],
+                Some(_) => vec![0..spec.ffn; sharing as usize],
             },
-            experts: spec.experts.map_or(Vec::new(), |experts| cut(experts.count, tensor, 1)),
+            experts: spec.experts.map_or(Vec::new(), |experts| cut(experts.count, sharing, 1)),
             vocab: evenly(spec.vocab),
             layers: stages_of(spec, stages),
             group: spec.heads / spec.kv_heads,
         })
     }
 
-    /// The KV heads that a tensor rank's query heads read. Neighbours may hold the same one.
+    /// The query heads that a tensor rank computes: those of its context group.
+    pub fn computed_heads(&self, tensor: usize) -> Range<u32> {
+        let group = self.parallel.context_group(tensor);
+        let (first, last) = (group[0], group[group.len() - 1]);
+        self.heads[first].start..self.heads[last].end
+    }
+
+    /// Of those, counted from the first, what each rank of the group has in the end.
+    pub(crate) fn context_heads(&self, tensor: usize) -> Vec<Range<usize>> {
+        let first = self.computed_heads(tensor).start;
+        let group = self.parallel.context_group(tensor).into_iter();
+        let heads = group.map(|rank| &self.heads[rank]);
+        heads.map(|h| (h.start - first) as usize..(h.end - first) as usize).collect()
+    }
+
+    /// The KV heads that these read. Neighbours may hold the same one.
     pub fn kv_heads(&self, tensor: usize) -> Range<u32> {
-        let heads = &self.heads[tensor];
+        let heads = self.computed_heads(tensor);
         heads.start / self.group..heads.end.div_ceil(self.group)
     }
 
     /// Query heads of a tensor rank's first KV head that are on the rank before.
     pub fn skipped(&self, tensor: usize) -> u32 {
-        self.heads[tensor].start % self.group
+        self.computed_heads(tensor).start % self.group
     }
 
     /// The rows of a matrix, and those of them that a tensor rank has. What is no matrix of a
@@ -154,7 +189,7 @@ impl Division {
         match name {
             Name::Embedding | Name::Output => of(spec.vocab, &self.vocab[tensor]),
             Name::Layer(_, role) | Name::Bias(_, role) => match role {
-                Role::Query => heads(spec.heads, &self.heads[tensor]),
+                Role::Query => heads(spec.heads, &self.computed_heads(tensor)),
                 Role::Key | Role::Value => heads(spec.kv_heads, &self.kv_heads(tensor)),
                 Role::AttentionOut | Role::Down => of(spec.hidden, &self.hidden[tensor]),
                 Role::Gate | Role::Up => of(spec.ffn, &self.ffn[tensor]),
@@ -176,7 +211,7 @@ impl Division {
         let layers = &self.layers[place.stage];
         let len = |range: &Range<u32>| range.end - range.start;
         let spec = ModelSpec {
-            heads: len(&self.heads[place.tensor]),
+            heads: len(&self.computed_heads(place.tensor)),
             kv_heads: len(&self.kv_heads(place.tensor)),
             ffn: len(&self.ffn[place.tensor]),
             experts: spec
@@ -185,7 +220,9 @@ impl Division {
             layers: spec.layers[layers.start as usize..layers.end as usize].to_vec(),
             ..spec.clone()
         };
-        ModelPart { spec, first_layer: layers.start }
+        let context_ranks = self.parallel.context;
+        let context_rank = place.tensor as u32 % context_ranks;
+        ModelPart { spec, first_layer: layers.start, context_ranks, context_rank }
     }
 }
 
@@ -261,7 +298,7 @@ mod tests {
     }
 
     fn divide(tensor: u32, pipeline: u32) -> Result<Division, String> {
-        let parallel = Parallel { tensor, pipeline };
+        let parallel = Parallel { tensor, context: 1, pipeline };
         Division::new(&smollm2(), parallel).map_err(|error| error.to_string())
     }
 
@@ -307,10 +344,28 @@ mod tests {
 
     #[test]
     fn ranks_have_their_places() {
-        let parallel = Parallel { tensor: 2, pipeline: 3 };
+        let parallel = Parallel { tensor: 2, context: 1, pipeline: 3 };
         assert_eq!(parallel.ranks(), 6);
         assert_eq!(parallel.place(3), Place { tensor: 1, stage: 1 });
         assert_eq!(parallel.tensor_group(3), [2, 3]);
         assert_eq!(parallel.pipeline_group(3), [1, 3, 5]);
+        let parallel = Parallel { tensor: 2, context: 2, pipeline: 2 };
+        assert_eq!(parallel.place(6), Place { tensor: 2, stage: 1 });
+        assert_eq!(parallel.tensor_group(6), [4, 5, 6, 7]);
+        assert_eq!(parallel.context_group(6), [6, 7]);
+        assert_eq!(parallel.pipeline_group(6), [2, 6]);
+    }
+
+    #[test]
+    fn context_ranks_compute_the_heads_of_their_group() {
+        let parallel = Parallel { tensor: 2, context: 2, pipeline: 1 };
+        let division = Division::new(&smollm2(), parallel).unwrap();
+        assert_eq!(division.heads, [0..2, 2..4, 4..6, 6..9]);
+        let of = |t| (division.computed_heads(t), division.kv_heads(t), division.skipped(t));
+        assert_eq!([of(0), of(1)], [(0..4, 0..2, 0), (0..4, 0..2, 0)]);
+        assert_eq!([of(2), of(3)], [(4..9, 1..3, 1), (4..9, 1..3, 1)]);
+        assert_eq!(division.context_heads(3), [0..2, 2..5]);
+        let refused = Division::new(&smollm2(), Parallel { context: 5, ..parallel });
+        assert!(refused.unwrap_err().to_string().contains("choose 9 or fewer"));
     }
 }

@@ -34,10 +34,14 @@ pub struct KvCache {
 /// What one rank has of a model: all of it where there is one.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ModelPart {
-    /// Sizes of what is here: its layers and heads only.
+    /// Sizes of what is here: its layers, and the heads that it computes, only.
     pub spec: ModelSpec,
     /// Which of the model's layers is the first.
     pub first_layer: u32,
+    /// Ranks that keep the splits of a sequence in turn, and their blocks with them.
+    pub context_ranks: u32,
+    /// This one among them.
+    pub context_rank: u32,
 }
 
 /// A decoder that turns a batch into logits. Holds weights on one device; keeps no state between

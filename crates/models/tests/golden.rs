@@ -211,7 +211,7 @@ fn loads_of_experts_add_up_to_the_tokens() {
 fn stages_have_the_bytes_of_their_experts() {
     for name in ["mixtral", "qwen3-moe-gguf", "qwen3-moe-joined"] {
         let checkpoint = Checkpoint::open(&golden(name).0).unwrap();
-        let parallel = Parallel { tensor: 1, pipeline: 2 };
+        let parallel = Parallel { tensor: 1, context: 1, pipeline: 2 };
         let division = Division::new(checkpoint.spec(), parallel).unwrap();
         let bytes = |rank| checkpoint.part_bytes(&division, parallel.place(rank));
         // The last norm is not counted.

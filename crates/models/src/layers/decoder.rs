@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use pomona_device::{DType, DeviceError, View};
 use pomona_kernels::{
-    Attention, Batch, Embedding, HeadGroups, LinearPart, Matrix, OpError, Ops, WeightSource, Write,
+    Attention, Batch, Context, Embedding, HeadGroups, LinearPart, Matrix, OpError, Ops,
+    WeightSource, Write,
 };
 use pomona_types::{LayerKind, ModelSpec};
 
@@ -352,7 +353,16 @@ impl Decoder {
                 skipped: ranks.division.skipped(ranks.place.tensor) as usize,
             },
         };
-        ops.attention(&q, cache, &how, &by_head(&s.attended.own, heads))?;
+        match &ranks.groups.context {
+            None => ops.attention(&q, cache, &how, &by_head(&s.attended.own, heads))?,
+            Some(group) => {
+                let shares = ranks.division.context_heads(ranks.place.tensor);
+                let own = by_head(&s.attended.own, shares[group.rank()].len());
+                let (heads, origins) = (shares.as_slice(), batch.origins.as_slice());
+                let context = Context { group: group.as_ref(), heads, origins };
+                ops.shared_attention(&context, &q, cache, &how, &own)?;
+            }
+        }
         ranks.gather(ops, &s.attended)?;
         self.add(ops, &s, (&s.attended, &layer.attention_out), &layer.post_attention_norm)
     }

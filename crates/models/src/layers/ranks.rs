@@ -14,6 +14,8 @@ use crate::{Division, Place};
 pub struct Groups {
     /// Ranks that share its layers.
     pub tensor: Option<Arc<dyn Collective>>,
+    /// Ranks that keep sequences together with it.
+    pub context: Option<Arc<dyn Collective>>,
     /// Stages that hidden states pass through, in order.
     pub pipeline: Option<Arc<dyn Collective>>,
 }

@@ -192,7 +192,11 @@ impl ParallelArgs {
 
     /// The same for one replica.
     pub fn division(&self) -> Parallel {
-        Parallel { tensor: self.tensor_parallel_size, pipeline: self.pipeline_parallel_size }
+        Parallel {
+            tensor: self.tensor_parallel_size,
+            context: 1,
+            pipeline: self.pipeline_parallel_size,
+        }
     }
 }
 
