@@ -106,6 +106,12 @@ pub struct Prepared {
 pub fn prepare(name: &str, args: &EngineArgs) -> Result<Prepared> {
     let (resolved, checkpoint) = open_to_load(name, args)?;
     let draft = open_draft(args)?;
+    if draft.is_some() && args.parallel.context_parallel_size > 1 {
+        bail!(
+            "a draft model needs the keys and values of all ranks: leave out \
+             --context-parallel-size, or take drafts from the text itself"
+        );
+    }
     let wishes = wishes(&checkpoint, draft.as_ref(), args)?;
     let fit = memory::fit(checkpoint.spec(), &wishes)?;
     let division = Division::new(checkpoint.spec(), args.parallel.division())?;
@@ -146,6 +152,7 @@ pub fn wishes(
         max_model_len: args.max_model_len,
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.max_num_batched_tokens,
+        context: division.parallel.context,
         kv_bytes: args.kv_cache_memory,
     })
 }
@@ -164,8 +171,12 @@ pub fn rank_needs(
     Needs::program()
         + Needs {
             weight_bytes: checkpoint.part_bytes(division, place),
-            block_bytes: kv_block_bytes(spec, &part, args.kv_cache_dtype.0),
-            scratch_bytes: scratch_bytes + memory::exchanged_bytes(spec, tokens, ranks),
+            // Of the blocks of all context ranks, it keeps its share.
+            block_bytes: kv_block_bytes(spec, &part, args.kv_cache_dtype.0)
+                .div_ceil(u64::from(part.context_ranks)),
+            scratch_bytes: scratch_bytes
+                + memory::exchanged_bytes(spec, tokens, ranks)
+                + if part.context_ranks > 1 { memory::CONTEXT_BYTES } else { 0 },
         }
 }
 

@@ -2,7 +2,7 @@
 //! numbers it is given; measures and allocates nothing.
 
 use anyhow::{Result, bail};
-use pomona_types::{BLOCK_TOKENS, ExpertsSpec, LayerKind, ModelSpec};
+use pomona_types::{BLOCK_TOKENS, ExpertsSpec, LayerKind, ModelSpec, blocks_of_one_rank};
 use serde::{Deserialize, Serialize};
 
 use crate::models::progress::human_bytes;
@@ -13,6 +13,9 @@ const TOKENS_PER_SEQUENCE: u32 = 1024;
 const KV_SHARE_DIVISOR: u64 = 4;
 /// For the program itself, its stacks, tokenizer and buffers of connections.
 const PROGRAM_BYTES: u64 = 64 << 20;
+/// For partial sums of attention on their way between context ranks: those that a rank has
+/// computed, has packed, and gets.
+pub const CONTEXT_BYTES: u64 = 48 << 20;
 
 /// What is wanted and what there is.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +30,8 @@ pub struct Wishes {
     pub max_num_seqs: u32,
     /// Tokens in a step.
     pub max_num_batched_tokens: u32,
+    /// Ranks that keep the splits of a sequence in turn.
+    pub context: u32,
     /// Memory for KV, if the user says.
     pub kv_bytes: Option<u64>,
 }
@@ -111,12 +116,12 @@ pub fn fit(spec: &ModelSpec, wishes: &Wishes) -> Result<Fit> {
             wishes.max_num_seqs
         );
     }
-    let step = wishes.max_num_batched_tokens;
+    let (step, context) = (wishes.max_num_batched_tokens, wishes.context);
     let Needs { weight_bytes, block_bytes, scratch_bytes } = wishes.needs;
     let block_bytes = block_bytes.max(1);
     let fixed = weight_bytes.saturating_add(scratch_bytes);
     let free = wishes.available_bytes.saturating_sub(fixed);
-    let least = blocks_for(spec, BLOCK_TOKENS, step) * block_bytes;
+    let least = blocks_for(spec, BLOCK_TOKENS, step, context) * block_bytes;
     if free < least {
         bail!(
             "not enough memory: the model needs {} for weights and {} beside them, and {} are \
@@ -138,18 +143,21 @@ pub fn fit(spec: &ModelSpec, wishes: &Wishes) -> Result<Fit> {
         None => free / KV_SHARE_DIVISOR,
     };
     let max_model_len = max_model_len(spec, wishes, budget, free)?;
-    let longest = blocks_for(spec, max_model_len, step);
+    let longest = blocks_for(spec, max_model_len, step, context);
     let blocks = match wishes.kv_bytes {
         Some(bytes) => bytes / block_bytes,
         None => {
             let each = TOKENS_PER_SEQUENCE.min(max_model_len);
-            let comfortable = blocks_for(spec, each, step) * u64::from(wishes.max_num_seqs);
+            let comfortable =
+                blocks_for(spec, each, step, context) * u64::from(wishes.max_num_seqs);
             comfortable.min(budget / block_bytes).max(longest)
         }
     };
     // A token's place in the pool is a 32-bit number.
     const BLOCKS_MAX: u32 = u32::MAX / BLOCK_TOKENS - 1;
     let kv_blocks = u32::try_from(blocks).unwrap_or(BLOCKS_MAX).min(BLOCKS_MAX);
+    // Context ranks have equally many.
+    let kv_blocks = kv_blocks / context * context;
     Ok(Fit {
         max_model_len,
         kv_blocks,
@@ -162,14 +170,14 @@ pub fn fit(spec: &ModelSpec, wishes: &Wishes) -> Result<Fit> {
 /// The wished length, or the longest that the model allows and the budget holds.
 fn max_model_len(spec: &ModelSpec, wishes: &Wishes, budget: u64, free: u64) -> Result<u32> {
     let block_bytes = wishes.needs.block_bytes.max(1);
-    let step = wishes.max_num_batched_tokens;
+    let (step, context) = (wishes.max_num_batched_tokens, wishes.context);
     let longest_that_fits = |bytes: u64| {
         let blocks = bytes / block_bytes;
         // Blocks grow with length: the last length, in whole blocks, that fits.
         let (mut low, mut high) = (0u32, spec.max_position.div_ceil(BLOCK_TOKENS));
         while low < high {
             let middle = high - (high - low) / 2;
-            if blocks_for(spec, middle * BLOCK_TOKENS, step) <= blocks {
+            if blocks_for(spec, middle * BLOCK_TOKENS, step, context) <= blocks {
                 low = middle;
             } else {
                 high = middle - 1;
@@ -185,7 +193,7 @@ fn max_model_len(spec: &ModelSpec, wishes: &Wishes, budget: u64, free: u64) -> R
         ),
         Some(len) => {
             let room = wishes.kv_bytes.unwrap_or(free);
-            let needed = blocks_for(spec, len, step) * block_bytes;
+            let needed = blocks_for(spec, len, step, context) * block_bytes;
             if needed > room {
                 bail!(
                     "one sequence of --max-model-len {len} needs {} of keys and values, and there \
@@ -203,7 +211,7 @@ fn max_model_len(spec: &ModelSpec, wishes: &Wishes, budget: u64, free: u64) -> R
                 "{} of keys and values do not hold a single block of {BLOCK_TOKENS} tokens: \
                  give more --kv-cache-memory (a block needs {})",
                 human_bytes(budget),
-                human_bytes(blocks_for(spec, BLOCK_TOKENS, step) * block_bytes),
+                human_bytes(blocks_for(spec, BLOCK_TOKENS, step, context) * block_bytes),
             ),
             len => Ok(len),
         },
@@ -212,8 +220,9 @@ fn max_model_len(spec: &ModelSpec, wishes: &Wishes, budget: u64, free: u64) -> R
 
 /// Blocks that one sequence of `tokens` needs at most, over all layer groups, when a step computes
 /// up to `step_tokens`. The scheduler counts the same way when it admits a request: a sliding layer
-/// keeps its window, the tokens of the step, and the block that both begin in the middle of.
-pub fn blocks_for(spec: &ModelSpec, tokens: u32, step_tokens: u32) -> u64 {
+/// keeps its window, the tokens of the step, and the block that both begin in the middle of. Of
+/// several context ranks, each has as many as the one that keeps most of the sequence.
+pub fn blocks_for(spec: &ModelSpec, tokens: u32, step_tokens: u32, context: u32) -> u64 {
     let all = u64::from(tokens.div_ceil(BLOCK_TOKENS));
     let of_kind = |kind: LayerKind| match kind {
         LayerKind::Full => all,
@@ -222,7 +231,9 @@ pub fn blocks_for(spec: &ModelSpec, tokens: u32, step_tokens: u32) -> u64 {
             all.min(span.div_ceil(u64::from(BLOCK_TOKENS)) + 1)
         }
     };
-    spec.layer_groups().iter().map(|group| of_kind(group.kind)).sum()
+    let of_rank = |kind| blocks_of_one_rank(of_kind(kind), context);
+    let most: u64 = spec.layer_groups().iter().map(|group| of_rank(group.kind)).sum();
+    most * u64::from(context)
 }
 
 /// KV bytes of one token in all layers, sliding windows not yet left behind.
@@ -300,6 +311,7 @@ mod tests {
             max_model_len: None,
             max_num_seqs: 64,
             max_num_batched_tokens: 512,
+            context: 1,
             kv_bytes: None,
         }
     }
@@ -345,6 +357,17 @@ mod tests {
     }
 
     #[test]
+    fn context_ranks_lengthen_the_context_of_tight_machines() {
+        let tight = Wishes { available_bytes: 250 << 20, ..wishes() };
+        let alone = fit(&spec(), &tight).unwrap();
+        // What a block costs each of four ranks.
+        let needs = Needs { block_bytes: tight.needs.block_bytes / 4, ..tight.needs };
+        let four = fit(&spec(), &Wishes { needs, context: 4, ..tight }).unwrap();
+        assert!(four.max_model_len > 3 * alone.max_model_len, "{alone:?} {four:?}");
+        assert!(four.kv_blocks.is_multiple_of(4) && four.total_bytes() <= tight.available_bytes);
+    }
+
+    #[test]
     fn a_draft_model_shortens_the_context_of_a_tight_machine() {
         let tight = Wishes { available_bytes: 700 << 20, ..wishes() };
         let alone = fit(&spec(), &tight).unwrap();
@@ -367,8 +390,8 @@ mod tests {
         spec.layers = vec![LayerKind::Sliding { window: 512 }; 4];
         spec.layers.push(LayerKind::Full);
         // Four groups of one sliding layer each, and one full.
-        assert_eq!(blocks_for(&spec, 160, 64), 5 * 10);
-        assert_eq!(blocks_for(&spec, 16_000, 64), 4 * 37 + 1000);
+        assert_eq!(blocks_for(&spec, 160, 64, 1), 5 * 10);
+        assert_eq!(blocks_for(&spec, 16_000, 64, 1), 4 * 37 + 1000);
     }
 
     #[test]

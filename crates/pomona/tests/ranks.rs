@@ -19,19 +19,27 @@ const TOKEN: &str = "0123456789abcdef-test";
 
 /// The answer of `pomona run`, greedy, with these flags.
 fn answer(model: &Path, flags: &str) -> Output {
+    answer_to(model, PROMPT, flags)
+}
+
+fn answer_to(model: &Path, prompt: &str, flags: &str) -> Output {
     let home = tempfile::tempdir().unwrap();
     let mut run = pomona(home.path());
-    run.args(["run", model.to_str().unwrap(), PROMPT, "--no-weight-cache"])
+    run.args(["run", model.to_str().unwrap(), prompt, "--no-weight-cache"])
         .args(["--kv-cache-memory", "64MiB", "--max-tokens", "24", "--temperature", "0"])
         .args(flags.split_whitespace());
     run.output().unwrap()
 }
 
 fn same_as_alone(model: &Path, divisions: &[&str]) {
-    let alone = answer(model, "");
+    same_as_alone_to(model, PROMPT, divisions);
+}
+
+fn same_as_alone_to(model: &Path, prompt: &str, divisions: &[&str]) {
+    let alone = answer_to(model, prompt, "");
     assert!(alone.status.success() && alone.stdout.len() > 20, "{alone:?}");
     for flags in divisions {
-        let divided = answer(model, flags);
+        let divided = answer_to(model, prompt, flags);
         let said = String::from_utf8_lossy(&divided.stderr);
         assert!(divided.status.success(), "{flags}: {said}");
         assert_eq!(divided.stdout, alone.stdout, "{flags}: {said}");
@@ -54,6 +62,15 @@ fn smollm2_says_the_same_over_any_ranks() {
             "--dp 2 --tp 2",
         ],
     );
+}
+
+#[test]
+fn smollm2_says_the_same_where_several_ranks_keep_a_long_prompt() {
+    let Some(model) = test_model("POMONA_TEST_SMOLLM2") else { return };
+    let nights = (1..60).map(|n| format!("In night {n} the keeper counted {} ships. ", n * 7 % 13));
+    // About 800 tokens: four splits.
+    let prompt = format!("{}What did the keeper do?", nights.collect::<String>());
+    same_as_alone_to(&model, &prompt, &["--cp 2", "--cp 3", "--cp 2 --tp 2"]);
 }
 
 #[test]
@@ -239,6 +256,7 @@ fn splits_that_cannot_be_are_refused_before_anything_is_loaded() {
     for (flags, advice) in [
         ("--tp 5", "choose 4 or fewer"),
         ("--pp 9", "choose 3 or fewer"),
+        ("--tp 2 --cp 3", "choose 4 or fewer"),
         ("--tp 0", "1..=1024"),
         ("-tp 2", "with two dashes"),
     ] {

@@ -174,6 +174,11 @@ pub struct ParallelArgs {
     #[arg(long, visible_alias = "tp", value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub tensor_parallel_size: u32,
+    /// Ranks for each of these that keep keys and values of a sequence in turn, 256 tokens each:
+    /// for contexts that one rank cannot hold
+    #[arg(long, visible_alias = "cp", alias = "decode-context-parallel-size", value_name = "N",
+          default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub context_parallel_size: u32,
     /// Stages that have some layers each; several steps are under way at a time
     #[arg(long, visible_alias = "pp", value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -194,7 +199,7 @@ impl ParallelArgs {
     pub fn division(&self) -> Parallel {
         Parallel {
             tensor: self.tensor_parallel_size,
-            context: 1,
+            context: self.context_parallel_size,
             pipeline: self.pipeline_parallel_size,
         }
     }
@@ -302,6 +307,7 @@ impl EngineArgs {
             ("--max-waiting", Some(self.max_waiting.to_string())),
             ("--seed", Some(self.seed.to_string())),
             ("--tensor-parallel-size", Some(self.parallel.tensor_parallel_size.to_string())),
+            ("--context-parallel-size", Some(self.parallel.context_parallel_size.to_string())),
             ("--pipeline-parallel-size", Some(self.parallel.pipeline_parallel_size.to_string())),
             ("--data-parallel-size", Some(self.parallel.data_parallel_size.to_string())),
             ("--max-model-len", self.max_model_len.map(|n| n.to_string())),
@@ -444,7 +450,7 @@ mod tests {
         use clap::Parser;
         let given = "x --max-model-len 4K --kv-cache-dtype bfloat16 --scheduling-policy fair \
                      --no-enable-prefix-caching --kv-cache-memory 1GiB --threads 2 --seed 3 \
-                     --activation-bits 8 --tp 2 --pipeline-parallel-size 3 --dp 2 \
+                     --activation-bits 8 --tp 2 --cp 2 --pipeline-parallel-size 3 --dp 2 \
                      --weight-cache /srv/x --weight-cache-size 1GiB --quantization int4 \
                      --model-draft m.gguf --draft-max 5";
         let first = Probe::parse_from(given.split_whitespace()).engine;
@@ -452,7 +458,7 @@ mod tests {
         let again = Probe::parse_from(["x".to_owned()].into_iter().chain(flags.clone())).engine;
         assert_eq!(again.to_flags(), flags);
         assert_eq!(again.parallel, first.parallel);
-        assert_eq!(again.parallel.division().ranks(), 6);
+        assert_eq!(again.parallel.division().ranks(), 12);
         assert_eq!(again.max_model_len, Some(4096));
         assert_eq!(again.activation_bits, ActivationBits::Eight);
         assert_eq!(again.drafting(), first.drafting());

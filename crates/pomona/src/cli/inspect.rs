@@ -223,6 +223,7 @@ fn memory_row(
             spec,
             spec.max_position,
             wishes.max_num_batched_tokens,
+            1,
         ) * spec.block_bytes(row_bytes),
         available_bytes: wishes.available_bytes,
         refusal: fit.as_ref().err().map(|error| error.to_string()),

@@ -28,8 +28,8 @@ const STRANGERS: &[(&[&str], &str)] = &[
         "this version runs on CPUs only; memory for keys and values is --kv-cache-memory",
     ),
     (
-        &["-tp", "-pp", "-dp"],
-        "with two dashes: --tp, --pp or --dp, or in full, such as --tensor-parallel-size",
+        &["-tp", "-cp", "-pp", "-dp"],
+        "with two dashes: --tp, --cp, --pp or --dp, or in full, such as --tensor-parallel-size",
     ),
     (&["--numa"], "ranks take cores of their own: see --tensor-parallel-size"),
     (
