@@ -22,7 +22,7 @@ use std::time::Duration;
 use pomona_types::{Collective, GroupError};
 
 pub use self::plan::{GatherPlan, ReducePlan};
-pub use self::reduce::Algorithm;
+pub use pomona_policy::cost::{Algorithm, Choices};
 
 use self::call::{Calls, Mark};
 use self::exchange::Rounds;
@@ -43,6 +43,7 @@ pub const MESSAGE_BYTES_MAX: usize = 1 << 30;
 pub struct World {
     link: Arc<dyn Link>,
     limit: Duration,
+    choices: Choices,
     bytes_given: usize,
     counters_given: usize,
 }
@@ -50,7 +51,14 @@ pub struct World {
 impl World {
     /// Nothing is given yet.
     pub fn new(link: Arc<dyn Link>) -> World {
-        World { link, limit: CALL_LIMIT, bytes_given: 0, counters_given: 0 }
+        let (limit, choices) = (CALL_LIMIT, Choices::default());
+        World { link, limit, choices, bytes_given: 0, counters_given: 0 }
+    }
+
+    /// Makes sums by these algorithms where the list knows one: all ranks are to have the same.
+    pub fn with_choices(mut self, choices: Choices) -> World {
+        self.choices = choices;
+        self
     }
 
     /// How long a wait within a call may take before the rank that is waited for counts as lost.
@@ -97,7 +105,7 @@ impl World {
         self.counters_given += COUNTERS_EACH;
         let Some(group) = member_of[self.link.rank()] else { return Ok(None) };
         let lanes = Lanes::new(self.link.clone(), groups[group].to_vec(), part, counters);
-        Ok(Some(Comm::new(lanes, self.limit)))
+        Ok(Some(Comm::new(lanes, self.limit, self.choices.clone())))
     }
 
     /// Transfers among all ranks, with so many bytes of everyone's arena for regions and notices.
@@ -136,6 +144,8 @@ pub struct Comm {
     limit: Duration,
     /// Sums are made by this one, whatever their size; all members have to have the same.
     forced: Option<Algorithm>,
+    /// Otherwise by the one that was measured to be the quickest, if it was.
+    choices: Choices,
     ledger: Ledger,
     turn: Mutex<Turn>,
 }
@@ -150,10 +160,11 @@ struct Turn {
 }
 
 impl Comm {
-    fn new(lanes: Lanes, limit: Duration) -> Comm {
+    fn new(lanes: Lanes, limit: Duration, choices: Choices) -> Comm {
         let messages = Messages::new(lanes.count());
         let turn = Mutex::new(Turn::default());
-        Comm { lanes, messages, limit, forced: None, ledger: Ledger::default(), turn }
+        let (forced, ledger) = (None, Ledger::default());
+        Comm { lanes, messages, limit, forced, choices, ledger, turn }
     }
 
     /// Makes sums by this algorithm instead of the one that suits their size. To be called on

@@ -2,11 +2,11 @@
 
 use std::sync::MutexGuard;
 
+use pomona_policy::cost::Algorithm;
 use pomona_types::GroupError;
 
 use super::call::{Mark, Operation};
 use super::gather::Columns;
-use super::reduce::Algorithm;
 use super::sum::sum_in_order;
 use super::{Comm, Turn, invalid};
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use pomona_policy::cost::Algorithm;
 use pomona_types::GroupError;
 
 use super::call::{Calls, Mark, Operation};
@@ -10,33 +11,12 @@ use super::sum::{add, sum_in_order};
 use super::watch::Watch;
 use super::{Comm, Turn, invalid, pieces};
 
-/// How the sum of all ranks' numbers is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Algorithm {
-    /// Everyone gives everything to everyone, and adds it up. One step; where arenas can be
-    /// reached in place, numbers are written once and read where they are.
-    OneShot,
-    /// Everyone adds up a part, and gives the sums to everyone. Two steps, the fewest bytes.
-    TwoShot,
-    /// What is known is passed on in a number of steps that is the logarithm of the ranks (Bruck
-    /// and others: Efficient Algorithms for All-to-All Communications, 1997), then added up.
-    Doubling,
-    /// From rank to rank, in pieces: sums on the first way around, results on the second.
-    Ring,
-}
-
-impl Algorithm {
-    /// All of them.
-    pub const ALL: [Algorithm; 4] =
-        [Algorithm::OneShot, Algorithm::TwoShot, Algorithm::Doubling, Algorithm::Ring];
-
-    /// The one for so many bytes, if nothing was measured.
-    fn suits(ranks: usize, bytes: usize, in_place: bool) -> Algorithm {
-        match (ranks, bytes, in_place) {
-            (..=2, ..) | (_, ..=ONE_SHOT_BYTES, true) => Algorithm::OneShot,
-            (_, ..=DOUBLING_BYTES, false) => Algorithm::Doubling,
-            _ => Algorithm::TwoShot,
-        }
+/// The algorithm for so many bytes, if nothing was measured.
+fn suits(ranks: usize, bytes: usize, in_place: bool) -> Algorithm {
+    match (ranks, bytes, in_place) {
+        (..=2, ..) | (_, ..=ONE_SHOT_BYTES, true) => Algorithm::OneShot,
+        (_, ..=DOUBLING_BYTES, false) => Algorithm::Doubling,
+        _ => Algorithm::TwoShot,
     }
 }
 
@@ -52,8 +32,9 @@ const PART_NUMBERS: usize = 16;
 impl Comm {
     /// The algorithm for sums of so many numbers.
     pub(super) fn algorithm(&self, count: usize) -> Algorithm {
-        let suits = || Algorithm::suits(self.lanes.count(), count * 4, self.lanes.in_place);
-        self.forced.unwrap_or_else(suits)
+        let (ranks, bytes) = (self.lanes.count(), count * 4);
+        let chosen = self.forced.or_else(|| self.choices.algorithm(ranks, bytes));
+        chosen.unwrap_or_else(|| suits(ranks, bytes, self.lanes.in_place))
     }
 
     /// Takes note of a sum of so many numbers.

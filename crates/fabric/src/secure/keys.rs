@@ -38,12 +38,13 @@ impl EpochSecret {
         EpochSecret(random())
     }
 
-    /// For a message on a control connection.
-    pub(crate) fn to_hex(&self) -> String {
+    /// For a message on a control connection, which nobody else reads.
+    pub fn to_hex(&self) -> String {
         hex(&self.0)
     }
 
-    pub(crate) fn from_hex(text: &str) -> Option<EpochSecret> {
+    /// What such a message holds, if it does.
+    pub fn from_hex(text: &str) -> Option<EpochSecret> {
         unhex(text).map(EpochSecret)
     }
 

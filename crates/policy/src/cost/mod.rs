@@ -6,6 +6,8 @@
 mod choice;
 mod curve;
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 pub use self::choice::Choices;
@@ -93,7 +95,7 @@ impl Operation {
         sums.chain(others).chain([Operation::Barrier])
     }
 
-    /// For tables.
+    /// For tables; all sums have the same.
     pub fn name(self) -> &'static str {
         match self {
             Operation::AllReduce(_) => "all-reduce",
@@ -101,6 +103,16 @@ impl Operation {
             Operation::Broadcast => "broadcast",
             Operation::SendReceive => "send/receive",
             Operation::Barrier => "barrier",
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        match self {
+            Operation::AllReduce(algorithm) => write!(f, " {}", algorithm.name()),
+            _ => Ok(()),
         }
     }
 }
@@ -239,8 +251,7 @@ impl TryFrom<Vec<Costs>> for CostModel {
         let mut wrong = costs.iter().filter_map(|one| Some((one, one.curve.fault()?)));
         if let Some((one, why)) = twice.or_else(|| wrong.next()) {
             let Setting { transport, ranks } = one.setting;
-            let what =
-                format!("{} of {ranks} ranks over {}", one.operation.name(), transport.name());
+            let what = format!("{} of {ranks} ranks over {}", one.operation, transport.name());
             return Err(CostError::Curve { what, why });
         }
         Ok(CostModel { costs })

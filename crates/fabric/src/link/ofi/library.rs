@@ -15,6 +15,8 @@ const NAME: &CStr = c"libfabric.so.1";
 /// The library's few functions that are symbols; the others stand in its objects.
 #[derive(Clone, Copy)]
 pub(crate) struct Library {
+    /// Its API: major above 16 bits of minor.
+    pub(crate) version: u32,
     getinfo: GetInfo,
     freeinfo: FreeInfo,
     dupinfo: DupInfo,
@@ -50,6 +52,7 @@ impl Library {
                 return Err(OfiError::Absent(why));
             }
             Ok(Library {
+                version,
                 getinfo: function::<*mut c_void, GetInfo>(symbol(c"fi_getinfo")?.as_ptr()),
                 freeinfo: function::<*mut c_void, FreeInfo>(symbol(c"fi_freeinfo")?.as_ptr()),
                 dupinfo: function::<*mut c_void, DupInfo>(symbol(c"fi_dupinfo")?.as_ptr()),

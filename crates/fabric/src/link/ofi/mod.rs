@@ -8,6 +8,7 @@
 mod endpoint;
 mod ffi;
 mod library;
+mod survey;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
@@ -19,6 +20,7 @@ use pomona_types::GroupError;
 
 use self::endpoint::{Endpoint, Failure, NAME_BYTES_MAX, Region, Written};
 use self::library::Library;
+pub use self::survey::{Survey, survey};
 use super::memory::Memory;
 use super::mesh::{Connections, MeshError, MeshOptions, connect};
 use super::pulse::{Pulse, SILENT_AFTER_MS, lock};
