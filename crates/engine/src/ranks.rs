@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_device::{DType, View};
-use pomona_fabric::coll::World;
+use pomona_fabric::coll::{Choices, World};
 use pomona_fabric::link::Link;
 use pomona_kernels::Ops;
 use pomona_models::{Division, Groups, LOGIT_ROWS_MAX, Model, Parallel, Ranks};
@@ -44,11 +44,16 @@ impl Seat {
         (step * lanes).max(ARENA_BYTES_MIN)
     }
 
-    /// Takes the place that a link has. All ranks have to, at about the same time.
+    /// Takes the place that a link has. All ranks have to, at about the same time, and with the same
+    /// choice of algorithms.
     ///
     /// # Errors
     /// When the link has another number of ranks than the division, too small arenas, or has ended.
-    pub fn take(link: Arc<dyn Link>, division: &Division) -> Result<Seat, GroupError> {
+    pub fn take(
+        link: Arc<dyn Link>,
+        division: &Division,
+        choices: Choices,
+    ) -> Result<Seat, GroupError> {
         let (rank, parallel) = (link.rank(), division.parallel);
         if link.ranks() != parallel.ranks() {
             let (there, asked) = (link.ranks(), parallel.ranks());
@@ -56,7 +61,7 @@ impl Seat {
         }
         // In whole cache lines, as parts begin.
         let bytes = link.arena_bytes() / PARTS / 64 * 64;
-        let mut division_of = World::new(link).with_limit(STEP_LIMIT);
+        let mut division_of = World::new(link).with_limit(STEP_LIMIT).with_choices(choices);
         let world = Arc::new(division_of.all(bytes)?);
         let mut groups = |of: fn(&Parallel, usize) -> Vec<usize>| {
             let mut groups: Vec<_> = (0..parallel.ranks()).map(|r| of(&parallel, r)).collect();

@@ -7,6 +7,7 @@ mod support;
 use std::sync::{Arc, mpsc};
 
 use pomona_engine::{Engine, EngineConfig, FollowConfig, Others, Seat, Speculation, follow};
+use pomona_fabric::coll::Choices;
 use pomona_fabric::link::shm::{ShmEpoch, ShmOptions};
 use pomona_kernels::Ops;
 use pomona_models::{Checkpoint, Division, LoadOptions, Model, Parallel, Ranks};
@@ -138,7 +139,8 @@ fn run(
         let start = |rank| {
             let link = epoch.link(rank).unwrap();
             scope.spawn(move || {
-                let Seat { world, ranks } = Seat::take(Arc::new(link), division).unwrap();
+                let Seat { world, ranks } =
+                    Seat::take(Arc::new(link), division, Choices::default()).unwrap();
                 let ops = ops();
                 let model = load(checkpoint, ops.as_ref(), ranks);
                 follow(follow_config, model, ops.as_ref(), world.as_ref())
@@ -146,7 +148,7 @@ fn run(
         };
         let followers: Vec<_> = (1..parallel.ranks()).map(start).collect();
         let link = Arc::new(epoch.link(0).unwrap());
-        let Seat { world, ranks } = Seat::take(link, division).unwrap();
+        let Seat { world, ranks } = Seat::take(link, division, Choices::default()).unwrap();
         let ops = ops();
         let model = load(checkpoint, ops.as_ref(), ranks);
         let others = Others::new(world, stages);

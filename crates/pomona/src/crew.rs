@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use pomona_fabric::coll::Choices;
 use pomona_fabric::group::GroupOptions;
 use pomona_fabric::group::local::{LocalGroup, LocalMember, LocalOptions};
 use pomona_fabric::link::Link;
@@ -14,6 +15,7 @@ use pomona_fabric::secure::Token;
 use pomona_types::{GroupError, LostCause};
 use serde::{Deserialize, Serialize};
 
+use crate::calibration;
 use crate::cli::{EngineArgs, NodeTransport};
 use crate::models::progress::say;
 
@@ -29,6 +31,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 /// The ranks of one replica but the first, running.
 pub struct Crew {
     link: Arc<dyn Link>,
+    choices: Choices,
     /// Dropped last: it ends them.
     _held: Held,
 }
@@ -116,7 +119,9 @@ impl Door {
         let timeout = CONNECT_LIMIT;
         let plan = EpochPlan { epoch, transport, arena_bytes, timeout, task };
         let link = self.lobby.start(&members, &plan)?;
-        Ok(Crew { link: link.clone(), _held: Held::Nodes { _members: members, link } })
+        // What was measured on one machine tells nothing of the wires between several.
+        let choices = Choices::default();
+        Ok(Crew { link: link.clone(), choices, _held: Held::Nodes { _members: members, link } })
     }
 }
 
@@ -137,14 +142,21 @@ impl Crew {
         let group =
             GroupOptions { identity: identity(), ranks_min: ranks, ..GroupOptions::new(ranks) };
         let options = LocalOptions { group, spares: 0, arena_bytes };
+        let choices = calibration::choices();
         let group = LocalGroup::spawn(&options, |_| {
             let mut command = Command::new(&program);
-            command.args(["rank", model, "--replica", &replica.to_string()]).args(args.to_flags());
+            command.args(["rank", model, "--replica", &replica.to_string()]);
+            command.args(["--sums", &choices.to_string()]).args(args.to_flags());
             command
         });
         let group = group.context("cannot start the processes of the other ranks")?;
         let link = group.next_epoch().context("the other ranks did not start")?;
-        Ok(Crew { link, _held: Held::Local { _group: group } })
+        Ok(Crew { link, choices, _held: Held::Local { _group: group } })
+    }
+
+    /// Which algorithm makes which sum.
+    pub fn choices(&self) -> Choices {
+        self.choices.clone()
     }
 
     /// The first rank's own ends.

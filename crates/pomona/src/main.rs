@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod calibration;
 mod cli;
 mod compose;
 mod crew;

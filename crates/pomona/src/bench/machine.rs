@@ -22,7 +22,7 @@ pub fn measure(threads: usize) -> Machine {
 }
 
 /// The processor's name as the kernel reports it.
-fn cpu_name() -> String {
+pub fn cpu_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = info.lines().find(|line| line.starts_with("model name"));
     let name = line.and_then(|line| line.split_once(':')).map(|(_, name)| name.trim());

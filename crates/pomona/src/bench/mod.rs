@@ -2,6 +2,7 @@
 //! batches and threads, the machine's own limits beside them, and how well a model predicts.
 
 pub mod engine;
+pub mod fabric;
 pub mod kernels;
 pub mod load;
 pub mod machine;

@@ -43,6 +43,26 @@ impl Percentiles {
     }
 }
 
+/// The middle of a distribution, and where most of it lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Deciles {
+    /// One in ten lies below.
+    pub p10: f64,
+    /// Half lie below.
+    pub p50: f64,
+    /// One in ten lies above.
+    pub p90: f64,
+}
+
+impl Deciles {
+    /// Of any number of values; zeros for none.
+    pub fn of(mut values: Vec<f64>) -> Deciles {
+        values.sort_by(f64::total_cmp);
+        let [p10, p50, p90] = [0.1, 0.5, 0.9].map(|q| quantile(&values, q));
+        Deciles { p10, p50, p90 }
+    }
+}
+
 /// How likely a model found the tokens of a text.
 #[derive(Default)]
 pub struct Likelihood {
@@ -115,6 +135,12 @@ mod tests {
         (0..10).for_each(|_| coin.add(std::f64::consts::LN_2));
         assert!((coin.perplexity() - 2.0).abs() < 1e-12);
         assert!(coin.standard_error() < 1e-6);
+    }
+
+    #[test]
+    fn most_values_lie_between_the_first_and_the_last_tenth() {
+        let deciles = Deciles::of((0..=10).rev().map(f64::from).collect());
+        assert_eq!(deciles, Deciles { p10: 1.0, p50: 5.0, p90: 9.0 });
     }
 
     #[test]

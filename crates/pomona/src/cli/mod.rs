@@ -5,6 +5,7 @@ mod bench;
 mod cache;
 mod chat;
 mod conversation;
+mod fabric;
 mod inspect;
 mod node;
 mod perplexity;
@@ -76,6 +77,9 @@ enum Verb {
     /// Lend this machine to a model that another one serves
     #[command(after_help = node::EXAMPLES)]
     Node(Box<node::NodeArgs>),
+    /// What ranks talk over here, and how fast
+    #[command(after_help = fabric::EXAMPLES)]
+    Fabric(fabric::FabricArgs),
     /// One rank of a divided model: started by the first of them
     #[command(hide = true)]
     Rank(Box<rank::RankArgs>),
@@ -122,6 +126,7 @@ impl Cli {
             Verb::Tokenize(args) => tokenize::run(args),
             Verb::Perplexity(args) => perplexity::run(args),
             Verb::Node(args) => node::run(args),
+            Verb::Fabric(args) => fabric::run(args),
             Verb::Rank(args) => rank::run(args),
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser};
+use pomona_fabric::coll::Choices;
 use pomona_fabric::rendezvous::{JoinError, JoinOptions, join};
 use pomona_fabric::secure::{Policy, Token};
 
@@ -101,7 +102,7 @@ fn follow(args: &NodeArgs) -> Result<Option<anyhow::Error>> {
         // The epoch did not begin, or the leader is gone: which, is seen when it is looked for.
         Err(error) => return Ok(Some(error.into())),
     };
-    Ok(crew::leave(link.as_ref(), follower.follow(0, link.clone())).err())
+    Ok(crew::leave(link.as_ref(), follower.follow(0, link.clone(), Choices::default())).err())
 }
 
 impl NodeArgs {

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
+use pomona_fabric::coll::Choices;
 
 use super::args::EngineArgs;
 use crate::compose::Follower;
@@ -15,6 +16,9 @@ pub struct RankArgs {
     /// Of which of the replicas
     #[arg(long)]
     replica: usize,
+    /// Which algorithm makes which sum; all ranks have to agree
+    #[arg(long, default_value_t)]
+    sums: Choices,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -24,6 +28,9 @@ pub fn run(args: &RankArgs) -> Result<()> {
     let member = crew::join()?;
     // An error means that there is none, as the first rank has ended: it tells its user why.
     let Ok(link) = member.next_epoch() else { return Ok(()) };
-    let follow = || Follower::open(&args.model, &args.engine)?.follow(args.replica, link.clone());
+    let follow = || {
+        let follower = Follower::open(&args.model, &args.engine)?;
+        follower.follow(args.replica, link.clone(), args.sums.clone())
+    };
     crew::leave(link.as_ref(), follow())
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use pomona_engine::{FollowConfig, Seat};
+use pomona_fabric::coll::Choices;
 use pomona_fabric::link::Link;
 use pomona_fabric::rendezvous::Fingerprint;
 use pomona_models::{Checkpoint, Division};
@@ -83,7 +84,8 @@ impl Follower {
     }
 
     /// Takes the place that the link has, loads, and follows until the leader says that it is over.
-    pub fn follow(self, replica: usize, link: Arc<dyn Link>) -> Result<()> {
+    /// Sums go by the first rank's choice of algorithms.
+    pub fn follow(self, replica: usize, link: Arc<dyn Link>, choices: Choices) -> Result<()> {
         let Follower { name, args, resolved, checkpoint, weights } = self;
         let threads = threads(&args);
         if !args.nodes.apart() {
@@ -91,7 +93,7 @@ impl Follower {
         }
         let rank = link.rank();
         let division = Division::new(checkpoint.spec(), args.parallel.division())?;
-        let Seat { world, ranks } = Seat::take(link, &division)?;
+        let Seat { world, ranks } = Seat::take(link, &division, choices)?;
         let Setup { weights: theirs, fit } = Setup::receive(world.as_ref())?;
         if theirs != weights {
             bail!("this rank has other weights than the first one: give both the same files");

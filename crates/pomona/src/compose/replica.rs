@@ -121,7 +121,9 @@ impl Prepared {
                 Some(Crew::find(who, &self.args, arena, door.as_deref_mut())?)
             }
         };
-        let seat = crew.as_ref().map(|crew| Seat::take(crew.link(), &self.division)).transpose()?;
+        let seat =
+            crew.as_ref().map(|crew| Seat::take(crew.link(), &self.division, crew.choices()));
+        let seat = seat.transpose()?;
         let (world, ranks) = seat.map(|seat| (seat.world, seat.ranks)).unzip();
         if let Some(world) = &world {
             Setup::of(self)?.send(world.as_ref())?;
