@@ -44,8 +44,8 @@ impl Seat {
         (step * lanes).max(ARENA_BYTES_MIN)
     }
 
-    /// Takes the place that a link has. All ranks have to, at about the same time, and with the same
-    /// choice of algorithms.
+    /// Takes the place that a link has. All ranks have to, at about the same time, and with the
+    /// same choice of algorithms.
     ///
     /// # Errors
     /// When the link has another number of ranks than the division, too small arenas, or has ended.

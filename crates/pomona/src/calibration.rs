@@ -1,4 +1,5 @@
-//! What was measured of this machine's fabric, kept in a file: which algorithm suits which sum here.
+//! What was measured of this machine's fabric, kept in a file: which algorithm suits which sum
+//! here.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

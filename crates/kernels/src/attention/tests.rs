@@ -374,7 +374,8 @@ fn ranks_that_share_a_cache_find_the_bits_of_one() {
                         let problem = Problem { tables: &tables, ..scene.problem(q, spans) };
                         let own = own[rank].clone();
                         let mut out = vec![0.0; q.len() / heads * own.len()];
-                        let means = (&Pool::new(1 + rank % 2), Isa::detect(), &group as _);
+                        let member: &dyn Collective = &group;
+                        let means = (&Pool::new(1 + rank % 2), Isa::detect(), member);
                         let mut memory = (Workspace::default(), Default::default());
                         let memory = (&mut memory.0, &mut memory.1);
                         shared_attention(means, &problem, &shares, memory, &mut out).unwrap();

@@ -30,7 +30,7 @@ impl Lanes {
     /// How many of a table's first `entries` are in a lane.
     pub(super) fn count(self, origin: u32, lane: u32, entries: u32) -> u32 {
         let (split, turn) = (entries / SPLIT_BLOCKS, self.turn(origin, lane));
-        let whole = (split + self.0 - 1 - turn) / self.0 * SPLIT_BLOCKS;
+        let whole = split.saturating_sub(turn).div_ceil(self.0) * SPLIT_BLOCKS;
         if split % self.0 == turn { whole + entries % SPLIT_BLOCKS } else { whole }
     }
 

@@ -22,7 +22,8 @@ has its result. Beside them stands what a copy of as many bytes takes, or one wa
 socket, and each best time's share of it.
 
 With --check, it measures where a calibration did, at its sizes and between them, and fails unless \
-each prediction lies within 25 % of the median, and each chosen algorithm within 1.3 times the best.";
+each prediction lies within 25 % of the median, and each chosen algorithm within 1.3 times the \
+best.";
 
 /// Flags of `fabric bench`.
 #[derive(Args, Debug)]
