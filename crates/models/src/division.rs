@@ -138,7 +138,7 @@ impl Division {
         };
         Ok(Division {
             parallel,
-            heads: cut(spec.heads, tensor, 1),
+            heads: cut(spec.heads, sharing, 1),
             hidden: evenly(spec.hidden),
             // Experts stay whole.
             ffn: match spec.experts {
