@@ -117,7 +117,7 @@ mod tests {
     use pomona_fabric::secure::Policy;
     use pomona_policy::cost::{Algorithm, Sample, Transport};
 
-    use super::super::{Job, Wire};
+    use super::super::{Job, Times, Wire};
     use super::*;
 
     const ONE: Operation = Operation::AllReduce(Algorithm::OneShot);
@@ -139,7 +139,7 @@ mod tests {
     fn run(one: f64) -> Run {
         let times = |case: &(Operation, usize)| vec![if case.0 == ONE { one } else { 10.0 }];
         let times = job().cases().iter().map(times).collect();
-        Run::new(job(), Vec::new(), times)
+        Run::new(job(), Times { limits: Vec::new(), times })
     }
 
     #[test]

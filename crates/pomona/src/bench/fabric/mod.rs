@@ -68,6 +68,25 @@ impl Job {
     }
 }
 
+/// What ranks have measured of a job, in one start or in several.
+pub struct Times {
+    limits: Vec<Point>,
+    /// Of each of the job's cases, microseconds.
+    times: Vec<Vec<f64>>,
+}
+
+impl Times {
+    /// Adds what another start of the same job has measured. Of limits, the best one counts.
+    pub fn join(&mut self, other: Times) {
+        for (own, other) in self.limits.iter_mut().zip(other.limits) {
+            own.micros = own.micros.min(other.micros);
+        }
+        for (own, other) in self.times.iter_mut().zip(other.times) {
+            own.extend(other);
+        }
+    }
+}
+
 /// What one call took.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figure {
@@ -96,7 +115,8 @@ pub struct Run {
 }
 
 impl Run {
-    fn new(job: Job, limits: Vec<Point>, times: Vec<Vec<f64>>) -> Run {
+    /// Of what was measured of a job.
+    pub fn new(job: Job, Times { limits, times }: Times) -> Run {
         let figure = |((operation, bytes), times): ((Operation, usize), Vec<f64>)| {
             let calls = times.len();
             let us = Deciles::of(times);

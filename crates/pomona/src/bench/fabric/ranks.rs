@@ -16,7 +16,7 @@ use pomona_fabric::link::tcp::{TcpLink, TcpOptions};
 use pomona_fabric::secure::EpochSecret;
 use pomona_types::Collective;
 
-use super::{Job, Run, Wire, limits, trial};
+use super::{Job, Times, Wire, limits, trial};
 use crate::crew;
 
 /// For what ranks say to each other before and after.
@@ -33,7 +33,7 @@ const LAST_LOOKS: Duration = Duration::from_millis(50);
 
 /// Starts processes, measures with them, and ends them. `tick` is called for each part that is done
 /// of so many.
-pub fn measure(job: &Job, tick: &mut (dyn FnMut(usize, usize) + Send)) -> Result<Run> {
+pub fn measure(job: &Job, tick: &mut (dyn FnMut(usize, usize) + Send)) -> Result<Times> {
     let program = std::env::current_exe().context("cannot find this program's file")?;
     let group =
         GroupOptions { identity: identity(), ranks_min: job.ranks, ..GroupOptions::new(job.ranks) };
@@ -52,9 +52,9 @@ pub fn measure(job: &Job, tick: &mut (dyn FnMut(usize, usize) + Send)) -> Result
         let thread = scope.spawn(work);
         thread.join().unwrap_or_else(|_| bail!("the first rank failed"))
     });
-    let mut run = None;
-    crew::leave(link.as_ref(), outcome.map(|done| run = Some(done)))?;
-    run.context("the ranks ended before they were done")
+    let mut times = None;
+    crew::leave(link.as_ref(), outcome.map(|done| times = Some(done)))?;
+    times.context("the ranks ended before they were done")
 }
 
 /// A process that [`measure`] has started.
@@ -80,7 +80,7 @@ fn take_part(
     link: Arc<dyn Link>,
     mut job: Vec<u8>,
     tick: &mut (dyn FnMut(usize, usize) + Send),
-) -> Result<Run> {
+) -> Result<Times> {
     let (rank, ranks) = (link.rank(), link.ranks());
     let mut world = World::new(link).with_limit(LIMIT);
     let control = world.all(CONTROL_BYTES * ranks)?;
@@ -107,7 +107,7 @@ fn take_part(
         }
     }
     control.barrier()?;
-    Ok(Run::new(job, limits, times))
+    Ok(Times { limits, times })
 }
 
 /// Joins the ranks by the transport that is to be measured.

@@ -8,7 +8,7 @@ use clap::Args;
 use pomona_fabric::secure::Policy;
 use pomona_policy::cost::{Setting, Transport};
 
-use super::{job, parse_bytes, parse_ranks, show};
+use super::{job, parse_bytes, parse_ranks, run_all};
 use crate::bench::fabric::{Job, Record, Verdict, Wire, print, sizes_to_check};
 use crate::bench::machine::cpu_name;
 use crate::bench::others::{Busy, Neighbours, Watch};
@@ -64,7 +64,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
     };
     let watch = Watch::start(&[]);
-    let runs = jobs.iter().map(show).collect::<Result<Vec<_>>>()?;
+    let runs = run_all(&jobs)?;
     let model = calibration.map(|calibration| calibration.costs);
     let verdict = |model| runs.iter().map(|run| Verdict::of(run, model)).collect();
     let record = Record {

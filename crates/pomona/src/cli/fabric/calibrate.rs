@@ -8,8 +8,8 @@ use clap::Args;
 use pomona_fabric::secure::Policy;
 use pomona_policy::cost::{CostModel, Sample};
 
-use super::{job, parse_bytes, parse_ranks, show};
-use crate::bench::fabric::{Job, Wire};
+use super::{job, parse_bytes, parse_ranks, run_all};
+use crate::bench::fabric::{Job, Run, Wire};
 use crate::bench::others::{Busy, Neighbours, Watch};
 use crate::calibration::Calibration;
 use crate::models::progress::say;
@@ -21,8 +21,10 @@ and keeps it in a file. Servers whose ranks share memory choose their algorithms
 POMONA_HOME; TCP and libfabric are measured on the loopback interface, which tells nothing of a \
 network, so that ranks of other machines go by built-in sizes.";
 
-/// Closer together where caches end, for no line leads over their edges.
-const SIZES: &str = "64,256,1KiB,4KiB,16KiB,64KiB,128KiB,256KiB,512KiB,1MiB,2MiB,4MiB";
+/// Closer together where caches end, for no line leads over their edges; and not powers of two
+/// alone, which collide in caches as others do not.
+const SIZES: &str = "64,256,1KiB,4KiB,16KiB,64KiB,96KiB,128KiB,192KiB,256KiB,384KiB,512KiB,768KiB,\
+                     1MiB,1536KiB,2MiB,3MiB,4MiB";
 
 /// Flags of `fabric calibrate`.
 #[derive(Args, Debug)]
@@ -57,10 +59,8 @@ pub fn run(args: &CalibrateArgs) -> Result<()> {
     let path = args.output.clone().map_or_else(Calibration::default_path, Ok)?;
     let jobs = args.jobs()?;
     let watch = Watch::start(&[]);
-    let mut samples: Vec<Sample> = Vec::new();
-    for job in &jobs {
-        samples.extend(show(job)?.samples());
-    }
+    let runs = run_all(&jobs)?;
+    let samples: Vec<Sample> = runs.iter().flat_map(Run::samples).collect();
     let costs = CostModel::fit(&samples);
     table(&costs)?;
     let neighbours = watch.look();

@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pomona_fabric::link::ofi;
 use pomona_fabric::secure::Policy;
 
-use crate::bench::fabric::{Job, Run, Wire, follow, measure};
+use crate::bench::fabric::{Job, Run, Times, Wire, follow, measure};
 use crate::models::progress::say;
 
 /// Shown by `--help`.
@@ -30,6 +30,9 @@ kept in POMONA_HOME.";
 
 /// Most ranks of a measurement.
 const RANKS_MAX: i64 = 64;
+
+/// In how many starts rounds are made, if there are as many.
+const STARTS: u32 = 3;
 
 /// Flags of `fabric`.
 #[derive(Args, Debug)]
@@ -80,15 +83,36 @@ fn job(wire: Wire, policy: Policy, ranks: usize, sizes: Vec<usize>, rounds: u32)
     Ok(Job { wire, policy, ranks, sizes, rounds, provider })
 }
 
-/// Does a job, and shows how far it is.
-fn show(job: &Job) -> Result<Run> {
+/// Does jobs, in several starts: what chance gives to a process, such as its places in memory, is
+/// another in each. Shows how far it is.
+fn run_all(jobs: &[Job]) -> Result<Vec<Run>> {
+    let mut found: Vec<Option<Times>> = jobs.iter().map(|_| None).collect();
+    for start in 0..STARTS {
+        for (job, found) in jobs.iter().zip(&mut found) {
+            let rounds = (job.rounds + STARTS - 1 - start) / STARTS;
+            if rounds == 0 {
+                continue;
+            }
+            let times = show(&Job { rounds, ..job.clone() }, start)?;
+            match found {
+                Some(found) => found.join(times),
+                None => *found = Some(times),
+            }
+        }
+    }
+    let run = |(job, times): (&Job, Option<Times>)| Some(Run::new(job.clone(), times?));
+    Ok(jobs.iter().zip(found).filter_map(run).collect())
+}
+
+/// Does a job's part of one start.
+fn show(job: &Job, start: u32) -> Result<Times> {
     let setting = job.setting();
     let label = format!("{} ranks over {}", setting.ranks, setting.transport.name());
     let bar = stderr().is_terminal().then(|| bar(&label));
-    if bar.is_none() {
+    if bar.is_none() && start == 0 {
         say(&format!("measuring {label}"));
     }
-    let run = measure(job, &mut |done, parts| {
+    let times = measure(job, &mut |done, parts| {
         if let Some(bar) = &bar {
             bar.set_length(parts as u64);
             bar.set_position(done as u64);
@@ -97,7 +121,7 @@ fn show(job: &Job) -> Result<Run> {
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    run
+    times
 }
 
 fn bar(label: &str) -> ProgressBar {
