@@ -162,7 +162,7 @@ fn flags_of_other_servers_are_translated() {
         (vec!["--ctx-size", "4096"], "--max-model-len"),
         (vec!["-ngl", "99"], "on CPUs only"),
         (vec!["--n-predict", "9"], "--max-tokens"),
-        (vec!["--tensor-parallel-size", "2"], "one machine"),
+        (vec!["-tp", "2"], "with two dashes"),
     ] {
         let text = refused(&[vec!["serve", "smollm2"], flags].concat());
         assert!(text.contains(words) && !text.contains("as a value"), "{text}");
