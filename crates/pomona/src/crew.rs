@@ -178,6 +178,15 @@ pub fn join() -> Result<LocalMember> {
     )
 }
 
+/// Returns when the first rank has ended. A rank does not end before, for others may be in the last
+/// call still, and would lose it there.
+pub fn await_end(link: &dyn Link) {
+    const LOOK: Duration = Duration::from_millis(5);
+    while link.aborted().is_none() {
+        std::thread::sleep(LOOK);
+    }
+}
+
 /// Tells the other ranks why this one ends, if it is not because the group has.
 pub fn leave(link: &dyn Link, outcome: Result<()>) -> Result<()> {
     let Err(error) = outcome else { return Ok(()) };

@@ -32,5 +32,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
         let follower = Follower::open(&args.model, &args.engine)?;
         follower.follow(args.replica, link.clone(), args.sums.clone())
     };
-    crew::leave(link.as_ref(), follow())
+    crew::leave(link.as_ref(), follow())?;
+    crew::await_end(link.as_ref());
+    Ok(())
 }

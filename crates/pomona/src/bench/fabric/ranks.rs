@@ -64,7 +64,9 @@ pub fn follow() -> Result<()> {
     // An error means that there is no measurement any more.
     let Ok(link) = member.next_epoch() else { return Ok(()) };
     let outcome = take_part(link.clone(), Vec::new(), &mut |_, _| {});
-    crew::leave(link.as_ref(), outcome.map(drop))
+    crew::leave(link.as_ref(), outcome.map(drop))?;
+    crew::await_end(link.as_ref());
+    Ok(())
 }
 
 fn identity() -> String {
