@@ -63,7 +63,10 @@ pub fn work(link: Arc<dyn Link>, last: &End, lead: Option<Lead<'_>>) -> Result<(
         None => 0,
     };
     let mut message = seed.to_le_bytes().to_vec();
-    comm.broadcast(0, &mut message).map_err(end)?;
+    if let Err(why) = comm.broadcast(0, &mut message) {
+        // The look may have killed somebody, who is missed already.
+        return Ok((roll, end(why)));
+    }
     let seed = u64::from_le_bytes(message[..8].try_into().unwrap());
     Ok((roll, end(collectives(comm, seed))))
 }
