@@ -16,9 +16,9 @@ use crate::linear::{self, Job, Out, Part, Rows, linear};
 use crate::packing::{self, PackedStore};
 use crate::rows::{Glu, RmsNorm, Rope};
 use crate::{
-    Activation, ActivationBits, Attention, Context, Embedding, Experts, Isa, KvLayer, LinearPart,
-    Matrix, NO_SLOT, OpError, Ops, Pairs, Placement, RopeStyle, RouteWeights, Routes, WeightSource,
-    Write,
+    Activation, ActivationBits, Attention, Context, Divided, Embedding, Experts, Isa, KvLayer,
+    LinearPart, Matrix, NO_SLOT, OpError, Ops, Pairs, Placement, RopeStyle, RouteWeights, Routes,
+    WeightSource, Write,
 };
 
 /// Elements from which an operation on rows is worth a join.
@@ -247,45 +247,45 @@ impl Ops for CpuOps {
 
     fn linear(&self, x: &View, parts: &[LinearPart<'_>], write: Write) -> Result<(), OpError> {
         let (tokens, cols) = rows_of(x);
-        for (i, part) in parts.iter().enumerate() {
-            let weight = part.weight;
-            let fits = weight.cols == cols
-                && part.out.elements() == tokens * weight.rows
-                && part.bias.is_none_or(|b| b.elements() == weight.rows);
-            ensure(fits && cols > 0, "linear", || {
-                let (x, out) = (x.shape(), part.out.shape());
-                format!("{x:?} by [{}, {}] into {out:?}", weight.rows, weight.cols)
-            })?;
-            apart("linear", part.out, &[x])?;
-            parts[..i].iter().try_for_each(|p| apart("linear", part.out, &[p.out]))?;
-            part.bias.map_or(Ok(()), |bias| apart("linear", part.out, &[bias]))?;
-        }
+        check_linear((x, cols), parts)?;
         let access = self.memory.enter();
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<View> = parts.iter().map(|p| stored(p.weight)).collect::<Result<_, _>>()?;
         // SAFETY: no output overlaps the input, a bias, or another output; weights are their own
         // buffers, which no view but `stored` refers to.
-        let (x, parts) = unsafe {
-            let parts = parts
-                .iter()
-                .zip(&bytes)
-                .map(|(part, bytes)| {
-                    Ok(Part {
-                        format: part.weight.format,
-                        weight: access.read::<u8>(bytes)?,
-                        rows: part.weight.rows,
-                        bias: part.bias.map(|b| access.read::<f32>(b)).transpose()?,
-                        out: Out::new(access.write::<f32>(part.out)?),
-                    })
-                })
-                .collect::<Result<Vec<_>, DeviceError>>()?;
-            (access.read::<f32>(x)?, parts)
-        };
+        let (x, job) = unsafe { (access.read::<f32>(x)?, job(&access, tokens, parts, &bytes)?) };
         let how = (write, self.bits, &mut scratch.linear);
-        let rows = Rows::From(0);
-        let job = Job { tokens, inputs: rows, outputs: rows, parts };
         linear(&self.pool, self.isa, (x, cols), &[job], how);
         Ok(())
+    }
+
+    fn divided_linear(
+        &self,
+        group: &dyn Collective,
+        input: &Divided<'_>,
+        parts: &[LinearPart<'_>],
+        write: Write,
+    ) -> Result<(), OpError> {
+        let Divided { widths, own, all } = *input;
+        let (tokens, width) = rows_of(own);
+        let formats = parts.iter().map(|part| part.weight.format);
+        if !linear::can_divide(tokens, widths, formats) {
+            self.all_gather(group, widths, own, all)?;
+            return self.linear(all, parts, write);
+        }
+        ensure(widths.get(group.rank()) == Some(&width), "divided_linear", || {
+            format!("{:?} with widths {widths:?}", own.shape())
+        })?;
+        check_linear((own, widths.iter().sum()), parts)?;
+        let access = self.memory.enter();
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes: Vec<View> = parts.iter().map(|p| stored(p.weight)).collect::<Result<_, _>>()?;
+        // SAFETY: as for `linear`.
+        let (own, job) =
+            unsafe { (access.read::<f32>(own)?, job(&access, tokens, parts, &bytes)?) };
+        let means = (&self.pool, self.isa, group);
+        let how = (write, self.bits, &mut scratch.linear);
+        Ok(linear::divided(means, (own, widths), &job, how)?)
     }
 
     fn rope_table(
@@ -755,6 +755,53 @@ impl Ops for CpuOps {
         exchange.unpack(came, &counts[1], own);
         Ok(())
     }
+}
+
+/// Checks the products of an input with so many columns, of which `x` has some.
+fn check_linear((x, cols): (&View, usize), parts: &[LinearPart<'_>]) -> Result<(), OpError> {
+    let (tokens, _) = rows_of(x);
+    for (i, part) in parts.iter().enumerate() {
+        let weight = part.weight;
+        let fits = weight.cols == cols
+            && part.out.elements() == tokens * weight.rows
+            && part.bias.is_none_or(|b| b.elements() == weight.rows);
+        ensure(fits && cols > 0, "linear", || {
+            let out = part.out.shape();
+            format!("[{tokens}, {cols}] by [{}, {}] into {out:?}", weight.rows, weight.cols)
+        })?;
+        apart("linear", part.out, &[x])?;
+        parts[..i].iter().try_for_each(|p| apart("linear", part.out, &[p.out]))?;
+        part.bias.map_or(Ok(()), |bias| apart("linear", part.out, &[bias]))?;
+    }
+    Ok(())
+}
+
+/// Products that were checked, of `tokens` rows one after the other; `bytes` are what is
+/// [`stored`] of their weights.
+///
+/// # Safety
+/// As for [`Access::read`] and [`Access::write`].
+unsafe fn job<'a>(
+    access: &'a Access<'_>,
+    tokens: usize,
+    parts: &[LinearPart<'_>],
+    bytes: &[View],
+) -> Result<Job<'a>, OpError> {
+    let part = |(part, bytes): (&LinearPart<'_>, &View)| -> Result<Part<'a>, DeviceError> {
+        // SAFETY: the caller's contract.
+        unsafe {
+            Ok(Part {
+                format: part.weight.format,
+                weight: access.read::<u8>(bytes)?,
+                rows: part.weight.rows,
+                bias: part.bias.map(|b| access.read::<f32>(b)).transpose()?,
+                out: Out::new(access.write::<f32>(part.out)?),
+            })
+        }
+    };
+    let rows = Rows::From(0);
+    let parts = parts.iter().zip(bytes).map(part).collect::<Result<_, _>>()?;
+    Ok(Job { tokens, inputs: rows, outputs: rows, parts })
 }
 
 /// Experts that a router has chosen are below their number.

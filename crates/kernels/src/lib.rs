@@ -14,6 +14,8 @@ mod lanes;
 mod linear;
 mod ops;
 mod packing;
+#[cfg(test)]
+mod parcels;
 mod quantise;
 mod rows;
 mod weights;
@@ -28,8 +30,9 @@ pub use linear::amx::peak::int8_tile_ops;
 pub use linear::packed::LAYOUT as PACKED_LAYOUT;
 pub use linear::{ActivationBits, LinearPath};
 pub use ops::{
-    Activation, Attention, Batch, Context, Embedding, Expert, Experts, HeadGroups, KvLayer,
-    LinearPart, Matrix, NO_SLOT, OpError, Ops, Pairs, RopeStyle, RouteWeights, Routes, Span, Write,
+    Activation, Attention, Batch, Context, Divided, Embedding, Expert, Experts, HeadGroups,
+    KvLayer, LinearPart, Matrix, NO_SLOT, OpError, Ops, Pairs, RopeStyle, RouteWeights, Routes,
+    Span, Write,
 };
 pub use packing::PackedStore;
 pub use weights::{QuantisedRows, StoredRows, WeightRows, WeightSource};

@@ -57,6 +57,17 @@ pub struct LinearPart<'a> {
     pub out: &'a View,
 }
 
+/// Activations whose columns are divided over ranks.
+#[derive(Clone, Copy)]
+pub struct Divided<'a> {
+    /// How many each has.
+    pub widths: &'a [usize],
+    /// This rank's, `f32 [tokens, widths[rank]]`.
+    pub own: &'a View,
+    /// Room for those of all, `f32 [tokens, widths.sum()]`.
+    pub all: &'a View,
+}
+
 /// A table of embeddings, or a part of it.
 pub struct Embedding<'a> {
     /// Its rows.
@@ -348,6 +359,20 @@ pub trait Ops: Send + Sync {
         own: &View,
         all: &View,
     ) -> Result<(), OpError>;
+
+    /// Products of an input whose columns the ranks of a group have: those that
+    /// [`all_gather`](Ops::all_gather) into `input.all` and [`linear`](Ops::linear) of it make, to
+    /// the bit. What `input.all` holds then is left open.
+    fn divided_linear(
+        &self,
+        group: &dyn Collective,
+        input: &Divided<'_>,
+        parts: &[LinearPart<'_>],
+        write: Write,
+    ) -> Result<(), OpError> {
+        self.all_gather(group, input.widths, input.own, input.all)?;
+        self.linear(input.all, parts, write)
+    }
 
     /// In place on `x: f32`: the sum over the ranks of a group, in their order.
     fn all_reduce(&self, group: &dyn Collective, x: &View) -> Result<(), OpError>;

@@ -15,8 +15,9 @@ use pomona_types::{ExpertsSpec, ModelSpec};
 use crate::weights::{Name, Role};
 use crate::{ModelError, ModelPart, invalid};
 
-/// Rows of a matrix that go to one rank together where there are enough: those of a packed group.
-const GRAIN: u32 = 16;
+/// Rows of a matrix that go to one rank together where there are enough: two packed groups, and as
+/// many columns of what they make as are quantised together.
+const GRAIN: u32 = 32;
 
 /// In how many parts a model is cut, and along what. Their product is the number of ranks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

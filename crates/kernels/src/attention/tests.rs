@@ -1,13 +1,12 @@
 //! Attention against its definition in f64, and against itself under other cuts.
 
-use std::sync::{Arc, Barrier};
-
 use pomona_device::Pool;
-use pomona_types::{Collective, GroupError};
+use pomona_types::Collective;
 
 use super::*;
 use crate::Span;
 use crate::linear::tests::Dice;
+use crate::parcels::Parcels;
 
 /// A sequence of `len` positions in shuffled blocks, all keys and values random.
 struct Scene {
@@ -260,74 +259,6 @@ fn a_part_of_the_heads_gives_its_part_of_the_result() {
                 assert!(rows.flatten().eq(&part), "{isa:?}: heads {heads:?}");
             }
         }
-    }
-}
-
-/// Ranks that are threads and leave parcels for each other.
-struct Parcels {
-    rank: usize,
-    /// By sender, then addressee.
-    left: Arc<Vec<Vec<Mutex<Vec<u8>>>>>,
-    all: Arc<Barrier>,
-}
-
-impl Parcels {
-    fn group(ranks: usize) -> Vec<Parcels> {
-        let row = || (0..ranks).map(|_| Mutex::default()).collect();
-        let left = Arc::new((0..ranks).map(|_| row()).collect());
-        let all = Arc::new(Barrier::new(ranks));
-        let member = |rank| Parcels { rank, left: Arc::clone(&left), all: all.clone() };
-        (0..ranks).map(member).collect()
-    }
-}
-
-impl Collective for Parcels {
-    fn rank(&self) -> usize {
-        self.rank
-    }
-    fn ranks(&self) -> usize {
-        self.left.len()
-    }
-    fn all_to_all(
-        &self,
-        sent: &[usize],
-        mut out: &[u8],
-        received: &[usize],
-        into: &mut [u8],
-    ) -> Result<(), GroupError> {
-        for (to, count) in sent.iter().enumerate() {
-            let parcel;
-            (parcel, out) = out.split_at(*count);
-            *self.left[self.rank][to].lock().unwrap() = parcel.to_vec();
-        }
-        self.all.wait();
-        let came = self.left.iter().map(|row| row[self.rank].lock().unwrap().clone());
-        let came: Vec<Vec<u8>> = came.collect();
-        assert!(came.iter().map(Vec::len).eq(received.iter().copied()), "counts known to both");
-        into.copy_from_slice(&came.concat());
-        self.all.wait();
-        Ok(())
-    }
-    fn all_gather(&self, _: usize, _: &[usize], _: &[u8], _: &mut [u8]) -> Result<(), GroupError> {
-        unreachable!("attention only exchanges")
-    }
-    fn all_reduce(&self, _: &mut [f32]) -> Result<(), GroupError> {
-        unreachable!("attention only exchanges")
-    }
-    fn reduce_scatter(&self, _: &[f32], _: &[usize], _: &mut [f32]) -> Result<(), GroupError> {
-        unreachable!("attention only exchanges")
-    }
-    fn broadcast(&self, _: usize, _: &mut Vec<u8>) -> Result<(), GroupError> {
-        unreachable!("attention only exchanges")
-    }
-    fn send(&self, _: usize, _: &[u8]) -> Result<(), GroupError> {
-        unreachable!("attention only exchanges")
-    }
-    fn receive(&self, _: usize, _: &mut [u8]) -> Result<(), GroupError> {
-        unreachable!("attention only exchanges")
-    }
-    fn barrier(&self) -> Result<(), GroupError> {
-        unreachable!("attention only exchanges")
     }
 }
 

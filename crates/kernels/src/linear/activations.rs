@@ -3,7 +3,9 @@
 
 use std::ops::Range;
 
+use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
 use pomona_device::Pool;
+use pomona_types::{Collective, GroupError};
 
 use super::packed::BLOCK;
 use super::{Input, Inputs, Shared, spread};
@@ -53,10 +55,26 @@ pub(super) struct Scaled {
     pub(super) halves: [f32; 2],
 }
 
+// SAFETY: zeros are such terms.
+unsafe impl Zeroable for Terms {}
+// SAFETY: 64 bytes of integers, of which any will do, and nothing between them.
+unsafe impl Pod for Terms {}
+// SAFETY: zeros are such numbers.
+unsafe impl Zeroable for Scaled {}
+// SAFETY: four f32, and nothing between them.
+unsafe impl Pod for Scaled {}
+
 /// Memory for quantised activations, kept from call to call.
 #[derive(Default)]
 pub(crate) struct Memory {
-    /// `[tiles, blocks, width]` for each job.
+    all: Items,
+    /// The columns that a rank has of inputs which are divided.
+    own: Items,
+}
+
+/// `[tiles, blocks, width]` for each job.
+#[derive(Default)]
+struct Items {
     terms: Vec<Terms>,
     scaled: Vec<Scaled>,
 }
@@ -95,9 +113,52 @@ impl Memory {
         inputs: &Inputs<'_>,
         bits: ActivationBits,
     ) -> Vec<Activations<'_>> {
+        self.all.quantise(pool, isa, inputs, bits)
+    }
+
+    /// The same for a job's columns that are divided over ranks, `widths` of them, each a whole
+    /// number of blocks: each rank quantises its own, `inputs`, and gets what the others made.
+    pub(super) fn gather(
+        &mut self,
+        (pool, isa, group): (&Pool, Isa, &dyn Collective),
+        inputs: &Inputs<'_>,
+        widths: &[usize],
+        bits: ActivationBits,
+    ) -> Result<Activations<'_>, GroupError> {
+        let Memory { all, own } = self;
+        own.quantise(pool, isa, inputs, bits);
+        let input = &inputs.jobs[0];
+        let (tiles, width) = (input.tiles(), input.width());
+        let blocks = widths.iter().sum::<usize>() / BLOCK;
+        all.resize(inputs.lanes * blocks);
+        // A rank's blocks lie together in each tile, as its columns do in each row.
+        let bytes = |item: usize| -> Vec<usize> {
+            widths.iter().map(|columns| columns / BLOCK * width * item).collect()
+        };
+        let (terms, scaled) = (bytes(size_of::<Terms>()), bytes(size_of::<Scaled>()));
+        group.all_gather(tiles, &terms, cast_slice(&own.terms), cast_slice_mut(&mut all.terms))?;
+        let (own, into) = (cast_slice(&own.scaled), cast_slice_mut(&mut all.scaled));
+        group.all_gather(tiles, &scaled, own, into)?;
+        let places = Places { blocks, width, bits };
+        Ok(Activations { places, terms: &all.terms, scaled: &all.scaled })
+    }
+}
+
+impl Items {
+    fn resize(&mut self, items: usize) {
+        self.terms.resize(items, Terms { high: [0; BLOCK], low: [0; BLOCK] });
+        self.scaled.resize(items, Scaled::default());
+    }
+
+    fn quantise(
+        &mut self,
+        pool: &Pool,
+        isa: Isa,
+        inputs: &Inputs<'_>,
+        bits: ActivationBits,
+    ) -> Vec<Activations<'_>> {
         let blocks = inputs.cols / BLOCK;
-        self.terms.resize(inputs.lanes * blocks, Terms { high: [0; BLOCK], low: [0; BLOCK] });
-        self.scaled.resize(inputs.lanes * blocks, Scaled::default());
+        self.resize(inputs.lanes * blocks);
         let places = |input: &Input<'_>| Places { blocks, width: input.width(), bits };
         let (terms, scaled) = (Shared(self.terms.as_mut_ptr()), Shared(self.scaled.as_mut_ptr()));
         spread(pool, JOIN_TOKENS, inputs.jobs.iter().map(|input| input.tokens), &|job, tokens| {

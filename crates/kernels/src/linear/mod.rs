@@ -30,6 +30,7 @@ pub(crate) use jobs::{Job, Out, Part, Rows};
 use packed::GROUP;
 use panel::Panel;
 use pomona_device::Pool;
+use pomona_types::{Collective, GroupError};
 
 use crate::{Format, Isa, Write};
 
@@ -38,6 +39,9 @@ const CACHED: usize = 512 << 10;
 /// Products that take as long as a byte of weights that comes from memory. With few tokens the
 /// bytes take the time, with many the products.
 const PRODUCTS_PER_BYTE: usize = 8;
+
+/// Tokens from which it is worth two exchanges to quantise columns but once.
+const DIVIDED_TOKENS: usize = TILE;
 
 /// Reused memory: activations in the forms that kernels take, unpacked weights for each worker.
 #[derive(Default)]
@@ -167,15 +171,54 @@ pub(crate) fn linear(
     if any(|path| path == LinearPath::Bf16Tiles) {
         forms.bf16_tiles = bf16_tiles.fill(pool, &inputs);
     }
+    multiply(pool, isa, &slabs, &forms, panels);
+}
+
+/// Whether [`divided`] can make these products, whoever computes them: the same on all ranks.
+pub(crate) fn can_divide(
+    tokens: usize,
+    widths: &[usize],
+    mut formats: impl Iterator<Item = Format>,
+) -> bool {
+    tokens >= DIVIDED_TOKENS
+        && widths.iter().all(|width| width.is_multiple_of(packed::BLOCK))
+        && formats.all(|format| !format.is_dense())
+}
+
+/// One job whose input's columns are divided over the ranks of a group, `own: [any,
+/// widths[rank]]`: columns are quantised by who has them, and then gathered.
+pub(crate) fn divided(
+    (pool, isa, group): (&Pool, Isa, &dyn Collective),
+    (own, widths): (&[f32], &[usize]),
+    job: &Job<'_>,
+    (write, bits, workspace): (Write, ActivationBits, &mut Workspace),
+) -> Result<(), GroupError> {
+    let slabs = slabs(&[job], widths.iter().sum(), write);
+    let Workspace { activations, panels, .. } = workspace;
+    let inputs = Inputs::new((own, widths[group.rank()]), &[job]);
+    let integers = activations.gather((pool, isa, group), &inputs, widths, bits)?;
+    let forms = Forms { integers: vec![integers], ..Forms::default() };
+    multiply(pool, isa, &slabs, &forms, panels);
+    Ok(())
+}
+
+/// Runs all slabs in one join, cut into equal parts.
+fn multiply(
+    pool: &Pool,
+    isa: Isa,
+    slabs: &[Slab<'_>],
+    forms: &Forms<'_>,
+    panels: &mut Vec<Mutex<Panel>>,
+) {
     panels.resize_with(pool.threads().max(panels.len()), Mutex::default);
-    let (forms, panels) = (&forms, &*panels);
+    let panels = &*panels;
     let total: usize = slabs.iter().map(|slab| slab.groups.end * slab.group_cost()).sum();
     pool.run(&|worker| {
         let border = |worker: usize| total * worker / pool.threads();
         let (start, end) = (border(worker), border(worker + 1));
         let mut before = 0;
         let mut panel = panels[worker].lock().unwrap_or_else(PoisonError::into_inner);
-        for slab in &slabs {
+        for slab in slabs {
             let (each, count) = (slab.group_cost(), slab.groups.end);
             let group = |at: usize| at.saturating_sub(before).div_ceil(each).min(count);
             let groups = group(start)..group(end);

@@ -2,8 +2,9 @@
 
 use pomona_device::Pool;
 
-use super::{ActivationBits, Job, Out, Part, Rows, Workspace, linear, packed};
+use super::{ActivationBits, Job, Out, Part, Rows, Workspace, can_divide, divided, linear, packed};
 use crate::formats::dequantize_row;
+use crate::parcels::Parcels;
 use crate::{Format, Isa, Write};
 
 /// SplitMix64.
@@ -204,6 +205,46 @@ fn numbers_that_are_not_finite_reach_the_result_on_every_tier() {
             assert!(out.iter().all(|v| v.is_nan()), "{format:?} {isa:?} {out:?}");
         }
     }
+}
+
+#[test]
+fn columns_that_ranks_quantise_for_each_other_give_the_bits_of_whole_rows() {
+    let mut dice = Dice(7);
+    let (rows, cols) = (40, 512);
+    for (tokens, widths) in [(16, vec![256, 256]), (33, vec![32, 352, 128]), (48, vec![512])] {
+        let x: Vec<f32> = (0..tokens * cols).map(|_| dice.real()).collect();
+        for format in Format::ALL.into_iter().filter(|format| !format.is_dense()) {
+            assert!(can_divide(tokens, &widths, [format].into_iter()));
+            let weight = random_weights(format, rows, cols, &mut dice);
+            for bits in BITS {
+                let whole = run((Isa::detect(), bits), 2, format, &weight, &x, cols);
+                std::thread::scope(|scope| {
+                    for group in Parcels::group(widths.len()) {
+                        let (widths, x, weight, whole) = (&widths, &x, &weight, &whole);
+                        scope.spawn(move || {
+                            let first = widths[..group.rank].iter().sum::<usize>();
+                            let own = x.chunks_exact(cols);
+                            let own = own.flat_map(|row| &row[first..][..widths[group.rank]]);
+                            let (own, mut out): (Vec<f32>, _) = (own.copied().collect(), vec![0.0]);
+                            out.resize(tokens * rows, 0.0);
+                            let (packed, to) =
+                                (&pack_rows(format, weight, cols), Out::new(&mut out));
+                            let part = Part { format, weight: packed, rows, bias: None, out: to };
+                            let means =
+                                (&Pool::new(1 + group.rank % 2), Isa::detect(), &group as _);
+                            let how = (Write::Set, bits, &mut Workspace::default());
+                            let job = one_job(tokens, vec![part]);
+                            divided(means, (&own, widths), &job, how).unwrap();
+                            assert_eq!(&out, whole, "{format:?} {bits:?} {widths:?}");
+                        });
+                    }
+                });
+            }
+        }
+    }
+    let quantised = || [Format::Q4_0].into_iter();
+    assert!(!can_divide(16, &[48, 16], quantised()), "a block of two ranks");
+    assert!(!can_divide(16, &[32, 32], [Format::Q4_0, Format::F32].into_iter()));
 }
 
 #[test]

@@ -44,6 +44,12 @@ struct Linear {
     order: Option<View>,
 }
 
+impl Linear {
+    fn part<'a>(&'a self, out: &'a View) -> LinearPart<'a> {
+        LinearPart { weight: &self.weight, bias: self.bias.as_ref(), out }
+    }
+}
+
 /// Products of one input, which is reordered in place if the weights' columns are. Those of a join
 /// have one order.
 fn products<const N: usize>(
@@ -55,12 +61,7 @@ fn products<const N: usize>(
     if let Some(order) = parts.first().and_then(|(linear, _)| linear.order.as_ref()) {
         ops.permute(input, order)?;
     }
-    let parts = parts.map(|(linear, out)| LinearPart {
-        weight: &linear.weight,
-        bias: linear.bias.as_ref(),
-        out,
-    });
-    ops.linear(input, &parts, write)
+    ops.linear(input, &parts.map(|(linear, out)| linear.part(out)), write)
 }
 
 /// Memory for the activations of a step, `[max_tokens, width]` each.
@@ -363,7 +364,6 @@ impl Decoder {
                 ops.shared_attention(&context, &q, cache, &how, &own)?;
             }
         }
-        ranks.gather(ops, &s.attended)?;
         self.add(ops, &s, (&s.attended, &layer.attention_out), &layer.post_attention_norm)
     }
 
@@ -376,11 +376,25 @@ impl Decoder {
                 let parts = [(gate, &gated.own), (up, upped)];
                 products(ops, &s.h.all, parts, Write::Set)?;
                 ops.glu(&gated.own, upped, b.activation, &gated.own)?;
-                self.ranks.gather(ops, gated)?;
                 self.add(ops, &s, (gated, down), &layer.post_ffn_norm)
             }
             (FeedForward::Dense { .. }, None) => unreachable!("dense layers have memory"),
         }
+    }
+
+    /// A product of columns that each rank has computed some of.
+    fn product(
+        &self,
+        ops: &dyn Ops,
+        input: &Columns,
+        (linear, out): (&Linear, &View),
+        write: Write,
+    ) -> Result<(), OpError> {
+        if linear.order.is_some() {
+            self.ranks.gather(ops, input)?;
+            return products(ops, &input.all, [(linear, out)], write);
+        }
+        self.ranks.linear(ops, input, &[linear.part(out)], write)
     }
 
     /// Adds a product to the residual stream, normed first if the layer has a norm for it.
@@ -393,11 +407,11 @@ impl Decoder {
     ) -> Result<(), OpError> {
         match norm {
             None => {
-                products(ops, &input.all, [(linear, &s.x.own)], Write::Add)?;
+                self.product(ops, input, (linear, &s.x.own), Write::Add)?;
                 self.ranks.gather(ops, &s.x)
             }
             Some(norm) => {
-                products(ops, &input.all, [(linear, &s.h.own)], Write::Set)?;
+                self.product(ops, input, (linear, &s.h.own), Write::Set)?;
                 self.ranks.gather(ops, &s.h)?;
                 ops.rms_norm(&s.h.all, norm, self.blueprint.eps, Write::Add, &s.x.all)
             }

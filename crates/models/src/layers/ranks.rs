@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pomona_device::{DType, Device, DeviceError, View};
-use pomona_kernels::{OpError, Ops};
+use pomona_kernels::{Divided, LinearPart, OpError, Ops, Write};
 use pomona_types::Collective;
 
 use crate::{Division, Place};
@@ -74,6 +74,22 @@ impl Ranks {
         match self.tensor() {
             Some(group) => ops.all_gather(group, &widths(parts, 1), own, all),
             None => Ok(()),
+        }
+    }
+
+    /// Products of columns that are whole, or are made so on the way; what they are after that is
+    /// left open.
+    pub(super) fn linear(
+        &self,
+        ops: &dyn Ops,
+        input: &Columns,
+        parts: &[LinearPart<'_>],
+        write: Write,
+    ) -> Result<(), OpError> {
+        let Columns { own, all, widths } = input;
+        match self.tensor() {
+            Some(group) => ops.divided_linear(group, &Divided { widths, own, all }, parts, write),
+            None => ops.linear(all, parts, write),
         }
     }
 
