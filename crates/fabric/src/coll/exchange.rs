@@ -6,6 +6,7 @@
 
 use super::call::{HEADER_BYTES, Header, Mark};
 use super::lanes::{EXCHANGE_SLOTS, Lanes};
+use super::sum::sum_in_order;
 use super::watch::Watch;
 use pomona_types::GroupError;
 
@@ -121,6 +122,18 @@ impl Round<'_> {
         // SAFETY: the counter says that the bytes are there, and the member does not write to the
         // slot again before this rank has begun the next round, which this borrow prevents.
         Ok(unsafe { self.bytes(member, at, bytes) })
+    }
+
+    /// Adds up what all members give to the same numbers, this rank's in `values`, where the sums
+    /// go.
+    pub fn sum(&self, watch: &mut Watch<'_>, values: &mut [f32]) -> Result<(), GroupError> {
+        let (lanes, bytes) = (self.lanes, values.len() * 4);
+        for member in lanes.others() {
+            self.from(watch, member, bytes)?;
+        }
+        sum_in_order(values, lanes.me, lanes.count(), &mut |member| {
+            Ok(bytemuck::cast_slice(self.from(watch, member, bytes)?))
+        })
     }
 
     /// What this rank has staged for this round.

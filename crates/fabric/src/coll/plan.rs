@@ -7,7 +7,6 @@ use pomona_types::GroupError;
 
 use super::call::{Mark, Operation};
 use super::gather::Columns;
-use super::sum::sum_in_order;
 use super::{Comm, Turn, invalid};
 
 /// An [`all_gather`](pomona_types::Collective::all_gather) of the same sizes, again and again.
@@ -110,12 +109,7 @@ impl ReducePlan<'_> {
         let mark: Mark = self.comm.reduce_mark(calls, self.count, Algorithm::OneShot);
         let mut watch = self.comm.watch(mark);
         let round = rounds.post_staged(lanes, mark, bytes)?;
-        for member in lanes.others() {
-            round.from(&mut watch, member, bytes)?;
-        }
         sums.copy_from_slice(bytemuck::cast_slice(round.own(bytes)));
-        sum_in_order(sums, lanes.me, lanes.count(), &mut |member| {
-            Ok(bytemuck::cast_slice(round.from(&mut watch, member, bytes)?))
-        })
+        round.sum(&mut watch, sums)
     }
 }

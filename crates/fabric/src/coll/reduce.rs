@@ -73,14 +73,8 @@ impl Comm {
         let lanes = &self.lanes;
         for range in pieces(values.len(), lanes.exchange_payload / 4) {
             let values = &mut values[range];
-            let bytes = values.len() * 4;
             let round = turn.rounds.post_same(lanes, watch.mark, bytemuck::cast_slice(values))?;
-            for member in lanes.others() {
-                round.from(watch, member, bytes)?;
-            }
-            sum_in_order(values, lanes.me, lanes.count(), &mut |member| {
-                Ok(bytemuck::cast_slice(round.from(watch, member, bytes)?))
-            })?;
+            round.sum(watch, values)?;
         }
         Ok(())
     }
@@ -101,7 +95,6 @@ impl Comm {
                 end.min(rank * part + range.start)..end.min(rank * part + range.end)
             };
             let mine = of(me);
-            let bytes = mine.len() * 4;
             let (before, rest) = values.split_at_mut(mine.start);
             let (own, after) = rest.split_at_mut(mine.len());
             let theirs = |rank: usize| {
@@ -113,12 +106,7 @@ impl Comm {
                 bytemuck::cast_slice(numbers)
             };
             let round = turn.rounds.post_each(lanes, watch.mark, theirs)?;
-            for member in lanes.others() {
-                round.from(watch, member, bytes)?;
-            }
-            sum_in_order(own, me, ranks, &mut |member| {
-                Ok(bytemuck::cast_slice(round.from(watch, member, bytes)?))
-            })?;
+            round.sum(watch, own)?;
             let round = turn.rounds.post_same(lanes, watch.mark, bytemuck::cast_slice(own))?;
             for member in lanes.others() {
                 let share = of(member);
@@ -228,13 +216,7 @@ impl Comm {
                 .post_each(lanes, watch.mark, |rank| bytemuck::cast_slice(share(rank)))?;
             let own = &mut own[of(me)];
             own.copy_from_slice(share(me));
-            let bytes = own.len() * 4;
-            for member in lanes.others() {
-                round.from(watch, member, bytes)?;
-            }
-            sum_in_order(own, me, ranks, &mut |member| {
-                Ok(bytemuck::cast_slice(round.from(watch, member, bytes)?))
-            })?;
+            round.sum(watch, own)?;
         }
         Ok(())
     }
