@@ -7,11 +7,12 @@ mod replica;
 mod weights;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, anyhow, bail};
 use pomona_device::DType;
 use pomona_engine::{draft_block_bytes, kv_block_bytes};
+use pomona_fabric::rendezvous::Fingerprint;
 use pomona_gateway::{SamplingDefaults, ServedModel};
 use pomona_models::{Checkpoint, Division, TensorInfo};
 use pomona_text::{ChatTemplate, Tokenizer};
@@ -94,6 +95,8 @@ pub struct Prepared {
     pub resolved: Resolved,
     /// What is in them.
     pub checkpoint: Checkpoint,
+    /// Tells its weights from others, once somebody asked.
+    digest: OnceLock<Fingerprint>,
     /// The room.
     pub fit: Fit,
     draft: Option<Checkpoint>,
@@ -123,7 +126,8 @@ pub fn prepare(name: &str, args: &EngineArgs) -> Result<Prepared> {
     }
     weights::remark_on_threads(args);
     let (name, threads, args) = (name.to_owned(), threads(args), args.clone());
-    Ok(Prepared { name, division, resolved, checkpoint, fit, draft, args, threads })
+    let digest = OnceLock::new();
+    Ok(Prepared { name, division, resolved, checkpoint, digest, fit, draft, args, threads })
 }
 
 /// What flags and machine say about memory.
@@ -290,6 +294,15 @@ impl Prepared {
             );
         }
         Ok(own)
+    }
+
+    /// Tells the weights from others: reads some numbers of each tensor, the first time.
+    fn digest(&self) -> Result<Fingerprint> {
+        if let Some(digest) = self.digest.get() {
+            return Ok(*digest);
+        }
+        let digest = follow::digest(&self.checkpoint)?;
+        Ok(*self.digest.get_or_init(|| digest))
     }
 
     /// Number type of KV.

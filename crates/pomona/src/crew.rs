@@ -33,22 +33,22 @@ pub struct Crew {
     link: Arc<dyn Link>,
     choices: Choices,
     /// Dropped last: it ends them.
-    _held: Held,
+    held: Held,
 }
 
 /// What keeps them.
 enum Held {
-    Local { _group: LocalGroup },
-    Nodes { _members: Vec<Member>, link: Arc<dyn Link> },
+    Local(#[expect(dead_code, reason = "its end is theirs")] LocalGroup),
+    Nodes(#[expect(dead_code, reason = "their connections are open as long")] Vec<Member>),
 }
 
-impl Drop for Held {
+impl Drop for Crew {
     fn drop(&mut self) {
-        if let Held::Nodes { link, .. } = self {
+        if let Held::Nodes(_) = self.held {
             // Those that were told that it is over have ended; the others join again.
-            let (rank, epoch) = (0, link.epoch());
+            let (rank, epoch) = (0, self.link.epoch());
             let cause = LostCause::Failed("the first rank gave this epoch up".to_owned());
-            link.abort(GroupError::PeerLost { rank, epoch, cause });
+            self.link.abort(GroupError::PeerLost { rank, epoch, cause });
         }
     }
 }
@@ -72,10 +72,14 @@ pub struct Door {
 }
 
 impl Door {
-    /// Opens it, if the flags say so, for nodes that have these weights.
-    pub fn open(model: &str, args: &EngineArgs, weights: Fingerprint) -> Result<Option<Door>> {
+    /// Opens it at an address, for nodes that have these weights.
+    pub fn open(
+        address: &str,
+        model: &str,
+        args: &EngineArgs,
+        weights: Fingerprint,
+    ) -> Result<Door> {
         let nodes = &args.nodes;
-        let Some(address) = &nodes.node_listen else { return Ok(None) };
         let given = nodes.token()?;
         let shown = given.is_none();
         let token = given.unwrap_or_else(Token::generate);
@@ -88,7 +92,7 @@ impl Door {
             fingerprint: weights,
             preparation: PREPARATION,
         };
-        let lobby = Lobby::open(address.as_str(), options)?;
+        let lobby = Lobby::open(address, options)?;
         let wanted = args.parallel.processes() - args.parallel.data_parallel_size as usize;
         say(&format!(
             "waiting for {wanted} of: pomona node --join {} --token {}",
@@ -96,7 +100,7 @@ impl Door {
             if shown { token.reveal() } else { "TOKEN" },
         ));
         let transport = nodes.node_transport;
-        Ok(Some(Door { lobby, transport, epoch: 0, patience: JOIN_LIMIT }))
+        Ok(Door { lobby, transport, epoch: 0, patience: JOIN_LIMIT })
     }
 
     /// From now on, whoever does not wait there already is not waited for: who asks, asks again.
@@ -121,7 +125,7 @@ impl Door {
         let link = self.lobby.start(&members, &plan)?;
         // What was measured on one machine tells nothing of the wires between several.
         let choices = Choices::default();
-        Ok(Crew { link: link.clone(), choices, _held: Held::Nodes { _members: members, link } })
+        Ok(Crew { link, choices, held: Held::Nodes(members) })
     }
 }
 
@@ -151,7 +155,7 @@ impl Crew {
         });
         let group = group.context("cannot start the processes of the other ranks")?;
         let link = group.next_epoch().context("the other ranks did not start")?;
-        Ok(Crew { link, choices, _held: Held::Local { _group: group } })
+        Ok(Crew { link, choices, held: Held::Local(group) })
     }
 
     /// Which algorithm makes which sum.

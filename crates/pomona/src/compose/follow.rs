@@ -1,6 +1,6 @@
 //! A rank that follows: what the first one tells it before it loads, and its life.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, bail};
 use pomona_engine::{FollowConfig, Seat};
@@ -29,7 +29,7 @@ pub(super) struct Setup {
 impl Setup {
     /// Of a model that is about to be loaded.
     pub(super) fn of(prepared: &Prepared) -> Result<Setup> {
-        Ok(Setup { weights: digest(&prepared.checkpoint)?, fit: prepared.fit })
+        Ok(Setup { weights: prepared.digest()?, fit: prepared.fit })
     }
 
     pub(super) fn send(&self, world: &dyn Collective) -> Result<()> {
@@ -103,7 +103,9 @@ impl Follower {
         }
         let stages = division.parallel.pipeline as usize;
         let draft = None;
-        let prepared = Prepared { name, division, resolved, checkpoint, fit, draft, args, threads };
+        let digest = OnceLock::from(weights);
+        let prepared =
+            Prepared { name, division, resolved, checkpoint, digest, fit, draft, args, threads };
         let Weights { model, ops, finishing, .. } = prepared.load_weights_of(Some(ranks))?;
         await_all(world.as_ref())?;
         let config = FollowConfig {

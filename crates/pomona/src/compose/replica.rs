@@ -74,11 +74,9 @@ pub(super) type SharedDoor = Option<Arc<Mutex<Door>>>;
 impl Prepared {
     /// Opens the door for nodes, if they are wanted.
     pub(super) fn door(&self) -> Result<SharedDoor> {
-        if self.division.parallel.ranks() == 1 || !self.args.nodes.apart() {
-            return Ok(None);
-        }
-        let door = Door::open(&self.name, &self.args, follow::digest(&self.checkpoint)?)?;
-        Ok(door.map(|door| Arc::new(Mutex::new(door))))
+        let Some(address) = &self.args.nodes.node_listen else { return Ok(None) };
+        let door = Door::open(address, &self.name, &self.args, self.digest()?)?;
+        Ok(Some(Arc::new(Mutex::new(door))))
     }
 
     /// Loads all replicas.

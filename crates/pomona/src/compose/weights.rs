@@ -56,9 +56,9 @@ pub(super) fn remark_on_threads(args: &EngineArgs) {
     }
 }
 
-/// The CPU's operations as the flags want them.
-pub fn cpu_ops(args: &EngineArgs) -> CpuOps {
-    CpuOps::detect(threads(args)).with_activation_bits(args.activation_bits)
+/// The CPU's operations as the flags want them, on so many threads.
+pub fn cpu_ops(args: &EngineArgs, threads: usize) -> CpuOps {
+    CpuOps::detect(threads).with_activation_bits(args.activation_bits)
 }
 
 /// What to say where there are fewer threads than the user asked for, or the machine has cores.
@@ -85,8 +85,7 @@ impl Prepared {
     pub(super) fn load_weights_of(&self, ranks: Option<Ranks>) -> Result<Weights> {
         let mut entry = self.packed_weights(ranks.as_ref())?;
         let store = std::mem::take(&mut entry.store);
-        let ops = CpuOps::detect(self.threads).with_activation_bits(self.args.activation_bits);
-        let ops = Arc::new(ops.with_packed(store));
+        let ops = Arc::new(cpu_ops(&self.args, self.threads).with_packed(store));
         let begun = Instant::now();
         let mut progress: Option<Progress> = None;
         let mut before = 0;
@@ -136,7 +135,7 @@ impl Prepared {
         Ok(match ranks {
             None => cache.entry(name, &whole, self.checkpoint.weight_bytes()),
             Some(Ranks { division, place, .. }) => {
-                let part = format!("{whole}{:?} {place:?}\n", division.parallel);
+                let part = format!("{whole}{division:?} {place:?}\n");
                 cache.entry(name, &part, self.checkpoint.part_bytes(division, *place))
             }
         })

@@ -30,7 +30,7 @@ pub fn run(args: &KernelArgs) -> Result<()> {
     let prepared = compose::prepare(args.model.require("bench kernel")?, &args.engine)?;
     let watch = Watch::start(&[]);
     let threads = compose::threads(&args.engine);
-    let ops = compose::cpu_ops(&args.engine);
+    let ops = compose::cpu_ops(&args.engine, threads);
     say("measuring kinds of matrices");
     let limits = || machine::measure(threads);
     let rounds = usize::from(args.outcome.repeats);
