@@ -21,19 +21,19 @@ const TOKEN: &str = "0123456789abcdef-test";
 /// Nothing takes longer, on however busy a machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The model and the machines, where both are to be had.
-fn world(machines: usize) -> Option<(PathBuf, Bed)> {
-    let model = test_model("POMONA_TEST_SMOLLM2")?;
-    match Bed::new(machines) {
-        Ok(bed) => Some((model, bed)),
-        Err(why) => {
-            let required = std::env::var("POMONA_REQUIRE").unwrap_or_default();
-            let required = required.split(',').any(|name| name == "namespaces");
-            assert!(!required, "network namespaces are required, but: {why}");
-            eprintln!("SKIPPED: tests between machines need network namespaces: {why}");
-            None
-        }
-    }
+/// A model and the machines, where both are to be had.
+fn world(model: &str, machines: usize) -> Option<(PathBuf, Bed)> {
+    let model = test_model(model)?;
+    let bed = Bed::new(machines);
+    let bed = bed.map_err(|why| skip("namespaces", &format!("network namespaces: {why}")));
+    Some((model, bed.ok()?))
+}
+
+/// Says that a test is left out, unless what it lacks is required.
+fn skip(name: &str, what: &str) {
+    let required = std::env::var("POMONA_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|required| required == name), "required: {what}");
+    eprintln!("SKIPPED: tests between machines need {what}");
 }
 
 /// A program on a machine, with a home of its own and nothing else.
@@ -45,7 +45,15 @@ fn on(namespace: &str, home: &Path) -> Command {
 }
 
 fn ask<'a>(command: &'a mut Command, model: &Path, max_tokens: &str) -> &'a mut Command {
-    command.args(["run", model.to_str().unwrap(), PROMPT, "--no-weight-cache"]).args([
+    ask_for(command, (model, PROMPT), max_tokens)
+}
+
+fn ask_for<'a>(
+    command: &'a mut Command,
+    (model, prompt): (&Path, &str),
+    max_tokens: &str,
+) -> &'a mut Command {
+    command.args(["run", model.to_str().unwrap(), prompt, "--no-weight-cache"]).args([
         "--kv-cache-memory",
         "64MiB",
         "--max-tokens",
@@ -91,24 +99,60 @@ fn check(divided: &Output, alone: &Output, how: &str) {
     assert_eq!(divided.stdout, alone.stdout, "{how}: {said}");
 }
 
-#[test]
-fn a_model_over_machines_says_what_it_says_alone() {
-    let Some((model, bed)) = world(3) else { return };
+/// A division of a model, its ranks, what is protected between them, and what carries data.
+type Case = (&'static str, usize, &'static str, &'static str);
+
+/// Checks that a model, a rank of it on each machine, answers as it does alone.
+fn says_the_same(bed: &Bed, model: &Path, prompt: &str, cases: &[Case]) {
     let home = tempfile::tempdir().unwrap();
-    let alone = ask(&mut pomona(home.path()), &model, "24").output().unwrap();
-    for (split, security) in [("--tp", "seal"), ("--pp", "auth")] {
+    let what = (model, prompt);
+    let alone = ask_for(&mut pomona(home.path()), what, "24").output().unwrap();
+    for (division, ranks, security, transport) in cases {
+        let how = format!("{division}, {security} over {transport}");
         let security = ["--node-security", security];
-        let nodes = [1, 2].map(|at| node(&bed, at, home.path(), &security));
+        let nodes: Vec<_> = (1..*ranks).map(|at| node(bed, at, home.path(), &security)).collect();
         let mut leader = on(&bed.machine(0), home.path());
-        ask(&mut leader, &model, "24").args(listen(&bed)).args([split, "3"]).args(security);
-        check(&leader.output().unwrap(), &alone, split);
+        ask_for(&mut leader, what, "24").args(listen(bed)).args(security);
+        leader.args(division.split(' ')).args(["--node-transport", transport]);
+        let divided = leader.output().unwrap();
+        if String::from_utf8_lossy(&divided.stderr).contains("ranks talk over tcp") {
+            skip("libfabric", "libfabric");
+        }
+        check(&divided, &alone, &how);
         drop(nodes);
     }
 }
 
 #[test]
+fn smollm2_over_machines_says_what_it_says_alone() {
+    let Some((model, bed)) = world("POMONA_TEST_SMOLLM2", 4) else { return };
+    let cases = [
+        ("--tp 2", 2, "auth", "libfabric"),
+        ("--tp 3", 3, "seal", "tcp"),
+        ("--tp 4", 4, "off", "libfabric"),
+        ("--pp 2", 2, "seal", "tcp"),
+        ("--pp 3", 3, "auth", "libfabric"),
+        ("--tp 2 --pp 2", 4, "seal", "tcp"),
+        ("--tp 2 --pp 2", 4, "auth", "libfabric"),
+    ];
+    says_the_same(&bed, &model, PROMPT, &cases);
+    let nights = (1..40).map(|n| format!("In night {n} the keeper counted {} ships. ", n * 7 % 13));
+    // More than a split of 256 tokens.
+    let long = format!("{}What did the keeper do?", nights.collect::<String>());
+    let cases = [("--cp 2", 2, "seal", "tcp"), ("--cp 2", 2, "auth", "libfabric")];
+    says_the_same(&bed, &model, &long, &cases);
+}
+
+#[test]
+fn gemma_over_machines_says_what_it_says_alone() {
+    let Some((model, bed)) = world("POMONA_TEST_GEMMA", 2) else { return };
+    let cases = [("--tp 2", 2, "seal", "tcp"), ("--pp 2", 2, "auth", "libfabric")];
+    says_the_same(&bed, &model, PROMPT, &cases);
+}
+
+#[test]
 fn a_pulled_cable_changes_no_answer() {
-    let Some((model, bed)) = world(2) else { return };
+    let Some((model, bed)) = world("POMONA_TEST_SMOLLM2", 2) else { return };
     let home = tempfile::tempdir().unwrap();
     let alone = ask(&mut pomona(home.path()), &model, "60").output().unwrap();
     let (_node, said) = node(&bed, 1, home.path(), &["--patience", "60"]);
