@@ -52,7 +52,7 @@ const STAGES: &[Stage] = &[
     Stage::new("licences", "licences and sources of all dependencies", licences::check),
     Stage::new("deny", "cargo-deny, where it is installed", checks::deny),
     Stage::new("clippy", "no warning in any target", checks::clippy),
-    Stage::new("build", "the release binary", models::build).slow(&[]),
+    Stage::new("build", "the binary, and all tests", models::build).slow(&[]),
     Stage::new("pull", "the models that tests use", models::pull).slow(&["build"]),
     Stage::new("test", "all tests, those of the documentation too", models::test),
     Stage::new("openai", "the openai package, unmodified", ends::openai).slow(&["build", "pull"]),
@@ -64,6 +64,7 @@ const STAGES: &[Stage] = &[
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Choice {
     fast: bool,
+    release: bool,
     list: bool,
     stages: Vec<String>,
 }
@@ -76,6 +77,7 @@ impl Choice {
         while let Some(word) = words.next() {
             match *word {
                 "--fast" => choice.fast = true,
+                "--release" => choice.release = true,
                 "--list" => choice.list = true,
                 "--stage" => {
                     let name = words.next().context("--stage needs a name; see --list")?;
@@ -85,7 +87,10 @@ impl Choice {
                     choice.stages.push((*name).to_owned());
                 }
                 other => {
-                    bail!("`cargo xtask ci` knows --fast, --stage NAME and --list, not {other}")
+                    bail!(
+                        "`cargo xtask ci` knows --fast, --release, --stage NAME and --list, not \
+                         {other}"
+                    )
                 }
             }
         }
@@ -113,7 +118,7 @@ pub fn run(root: &Path, choice: &Choice) -> Result<()> {
         }
         return Ok(());
     }
-    let shop = Workshop::new(root);
+    let shop = Workshop::new(root, choice.release);
     let begun = Instant::now();
     let mut times = Vec::new();
     for stage in choice.stages() {

@@ -12,7 +12,8 @@ use anyhow::{Result, bail};
 
 const USAGE: &str = "\
 cargo xtask ci                 everything: checks, tests, and the real binary from end to end
-cargo xtask ci --fast          without models, release build and end-to-end tests
+cargo xtask ci --fast          without models and end-to-end tests
+cargo xtask ci --release       with the release binary from end to end, not that of the tests
 cargo xtask ci --stage NAME    one stage, with what it needs (may be given several times)
 cargo xtask ci --list          the stages
 cargo xtask tidy               the rules of the house: layers, purity, limits, names";

@@ -1,4 +1,4 @@
-//! Stages from end to end: the release binary, a real model, a real client.
+//! Stages from end to end: the binary, a real model, a real client.
 
 use std::process::Command;
 
@@ -49,7 +49,8 @@ pub fn page(shop: &Workshop) -> Result<()> {
     })
 }
 
-/// Everything that the README tells a reader to type, as it is printed there.
+/// Everything that the README tells a reader to type, as it is printed there, but that the server
+/// is the binary which is there.
 pub fn readme(shop: &Workshop) -> Result<()> {
     let python = shop.python()?;
     let text = std::fs::read_to_string(shop.root.join("README.md"))?;
@@ -58,7 +59,9 @@ pub fn readme(shop: &Workshop) -> Result<()> {
     ensure!(first.kind == Kind::Serve, "README.md: the first marked command starts the server");
     let mut command = shop.command("bash");
     // `exec` lets the signal that ends it reach it.
-    command.args(["-euc", &format!("exec {}", first.text.trim())]);
+    let words = first.text.trim().strip_prefix("cargo run --release -- ");
+    let words = words.context("README.md: the server is started by cargo run --release")?;
+    command.args(["-euc", &format!("exec {} {words}", shop.pomona().display())]);
     let server = Server::start(command, shop.target.join("ci-readme.log"))?;
     server.during(|_| {
         for block in rest {

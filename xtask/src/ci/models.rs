@@ -4,9 +4,13 @@ use anyhow::{Context, Result};
 
 use super::workshop::{MODELS, Workshop, install, is_there, run};
 
-/// The release binary, as a user builds it.
+/// The binary, as tests use it; or as a user builds it.
 pub fn build(shop: &Workshop) -> Result<()> {
-    shop.cargo(&["build", "--release", "--locked", "-p", "pomona"])
+    match shop.release {
+        // With all tests, so that what they share is built once.
+        false => shop.cargo(&["test", "--workspace", "--locked", "--no-run"]),
+        true => shop.cargo(&["build", "--release", "--locked", "-p", "pomona"]),
+    }
 }
 
 /// Fetches the models with the binary itself.

@@ -17,21 +17,23 @@ pub struct Workshop {
     pub target: PathBuf,
     /// The model cache that tests use.
     pub home: PathBuf,
+    /// Whether ends are tested with the release binary, which takes minutes more to build.
+    pub release: bool,
 }
 
 impl Workshop {
     /// The workshop of the repository at `root`. Creates nothing.
-    pub fn new(root: &Path) -> Workshop {
+    pub fn new(root: &Path, release: bool) -> Workshop {
         let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
         let target = root.join(target.unwrap_or_else(|| "target".into()));
         let home = std::env::var_os("POMONA_HOME").map(PathBuf::from);
         let home = root.join(home.unwrap_or_else(|| target.join("ci-home")));
-        Workshop { root: root.to_path_buf(), target, home }
+        Workshop { root: root.to_path_buf(), target, home, release }
     }
 
-    /// The release binary.
+    /// The binary.
     pub fn pomona(&self) -> PathBuf {
-        self.target.join("release/pomona")
+        self.target.join(if self.release { "release/pomona" } else { "debug/pomona" })
     }
 
     /// A program that starts in the root, with the tests' model cache.
