@@ -10,6 +10,7 @@ pub mod coll;
 pub mod group;
 pub mod link;
 pub mod measure;
+pub mod nccl;
 pub mod rendezvous;
 pub mod secure;
 pub mod wait;

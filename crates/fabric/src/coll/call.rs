@@ -10,7 +10,7 @@ pub(super) const HEADER_BYTES: usize = 64;
 /// The kinds of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Operation {
+pub(crate) enum Operation {
     AllGather = 1,
     AllReduce,
     ReduceScatter,
@@ -18,9 +18,14 @@ pub(super) enum Operation {
     Broadcast,
     Barrier,
     Send,
+    Start,
+    Work,
 }
 
-const OPERATIONS: [(Operation, &str); 7] = [
+/// Added to an operation: the wait for what was called, where a call returns before it is done.
+const WAIT: u32 = 0x80;
+
+const OPERATIONS: [(Operation, &str); 9] = [
     (Operation::AllGather, "all_gather"),
     (Operation::AllReduce, "all_reduce"),
     (Operation::ReduceScatter, "reduce_scatter"),
@@ -28,12 +33,14 @@ const OPERATIONS: [(Operation, &str); 7] = [
     (Operation::Broadcast, "broadcast"),
     (Operation::Barrier, "barrier"),
     (Operation::Send, "send"),
+    (Operation::Start, "start"),
+    (Operation::Work, "work on the device"),
 ];
 
 /// A call. Ranks that made the same calls so far, in the same order and with the same sizes, have
 /// the same marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
+pub(crate) struct Mark {
     /// Of this call and all before it.
     pub hash: u64,
     /// How many calls there were before.
@@ -47,22 +54,38 @@ pub(super) struct Mark {
 impl Mark {
     /// The mark of a message between two ranks, which belongs to no sequence.
     pub fn message(bytes: usize) -> Mark {
+        Mark::alone(Operation::Send, bytes)
+    }
+
+    /// The mark of what a rank does alone.
+    pub fn work() -> Mark {
+        Mark::alone(Operation::Work, 0)
+    }
+
+    fn alone(operation: Operation, bytes: usize) -> Mark {
         // No call of a sequence gets there.
         let sequence = u64::MAX;
-        Mark { hash: 0, sequence, operation: Operation::Send as u32, bytes: bytes as u64 }
+        Mark { hash: 0, sequence, operation: operation as u32, bytes: bytes as u64 }
     }
 
     /// Whether all ranks make this call.
     pub fn in_sequence(&self) -> bool {
-        self.operation != Operation::Send as u32
+        self.sequence != u64::MAX
     }
 }
 
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let known = OPERATIONS.iter().find(|(operation, _)| *operation as u32 == self.operation);
+        let called = self.operation & !WAIT;
+        let known = OPERATIONS.iter().find(|(operation, _)| *operation as u32 == called);
         let name = known.map_or("something unknown", |(_, name)| name);
-        write!(f, "{name} of {} bytes", self.bytes)?;
+        if called != self.operation {
+            write!(f, "a wait after ")?;
+        }
+        write!(f, "{name}")?;
+        if called != Operation::Work as u32 {
+            write!(f, " of {} bytes", self.bytes)?;
+        }
         if self.in_sequence() {
             write!(f, " (call {}, shape and history {:08x})", self.sequence, self.hash as u32)?;
         }
@@ -133,12 +156,18 @@ impl Calls {
         for number in shape {
             hash = mix(hash, number as u64);
         }
-        let mark = Mark {
-            hash,
-            sequence: self.sequence,
-            operation: operation as u32,
-            bytes: bytes as u64,
-        };
+        self.next(hash, operation as u32, bytes as u64)
+    }
+
+    /// Takes note of the wait for calls that are not done when they return. In words it is the
+    /// last of them.
+    pub fn note_wait(&mut self, last: Mark) -> Mark {
+        let operation = last.operation | WAIT;
+        self.next(mix(self.hash, u64::from(operation)), operation, last.bytes)
+    }
+
+    fn next(&mut self, hash: u64, operation: u32, bytes: u64) -> Mark {
+        let mark = Mark { hash, sequence: self.sequence, operation, bytes };
         self.hash = hash;
         self.sequence += 1;
         mark
@@ -267,6 +296,10 @@ mod tests {
     fn a_mark_says_what_was_called() {
         let mark = Calls::default().note(Operation::AllReduce, 12, []);
         assert!(mark.to_string().starts_with("all_reduce of 12 bytes (call 0"));
+        let mut calls = Calls::default();
+        let last = calls.note(Operation::AllGather, 12, []);
+        let wait = calls.note_wait(last).to_string();
+        assert!(wait.starts_with("a wait after all_gather of 12 bytes (call 1"), "{wait}");
         let unknown = Mark { operation: 99, ..mark };
         assert!(unknown.to_string().starts_with("something unknown"));
     }

@@ -99,6 +99,13 @@ impl Rounds {
 }
 
 impl Round<'_> {
+    /// Whether what `member` gives has come.
+    pub fn has_come(&self, member: usize) -> bool {
+        let lanes = self.lanes;
+        let seen = lanes.link.count(lanes.members[member], lanes.counters.exchange(self.slot()));
+        seen.wrapping_sub(self.filled()) as i32 >= 0
+    }
+
     /// Waits for what `member` gives in this round: `bytes` of them.
     pub fn from(
         &self,

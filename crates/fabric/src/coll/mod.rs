@@ -8,6 +8,7 @@
 mod call;
 mod deliver;
 mod exchange;
+mod foreign;
 mod gather;
 mod lanes;
 mod messages;
@@ -24,7 +25,10 @@ use pomona_types::{Collective, GroupError};
 pub use self::plan::{GatherPlan, ReducePlan};
 pub use pomona_policy::cost::{Algorithm, Choices};
 
-use self::call::{Calls, Mark};
+pub(crate) use self::call::{Mark, Operation};
+pub(crate) use self::watch::Seen;
+
+use self::call::Calls;
 use self::exchange::Rounds;
 use self::lanes::{COUNTERS_EACH, Counters, Lanes};
 use self::messages::Messages;

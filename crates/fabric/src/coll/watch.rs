@@ -20,6 +20,22 @@ const COMPARE_AFTER: Duration = Duration::from_millis(80);
 /// For so long who has seen a wrong call waits for what the others say.
 const MOMENT: Duration = Duration::from_millis(100);
 
+/// How often a wait that sleeps looks at what no counter tells.
+const LOOK_EVERY: Duration = Duration::from_micros(100);
+
+/// What a look at something has shown that no counter tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// It is done.
+    Done,
+    /// A member's part is missing.
+    Missing(usize),
+    /// Something is missing, whose cannot be seen.
+    Unknown,
+    /// All have come, and it is not done.
+    Working,
+}
+
 /// Stands in a cell that was written.
 const TOLD: usize = 1;
 
@@ -29,6 +45,15 @@ pub(super) struct Ledger {
     /// How many times it has told what it does.
     tellings: AtomicU32,
     past: Past,
+}
+
+impl Ledger {
+    /// Remembers a call.
+    pub fn note(&self, mark: Mark) {
+        if mark.in_sequence() {
+            self.past.note(mark);
+        }
+    }
 }
 
 /// The waits of one call.
@@ -45,9 +70,7 @@ pub(super) struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     pub fn new(lanes: &'a Lanes, mark: Mark, limit: Duration, ledger: &'a Ledger) -> Self {
-        if mark.in_sequence() {
-            ledger.past.note(mark);
-        }
+        ledger.note(mark);
         Watch { lanes, mark, limit: Some(limit), ledger, told: false }
     }
 
@@ -55,7 +78,46 @@ impl<'a> Watch<'a> {
     pub fn wait(&mut self, member: usize, counter: usize, target: u32) -> Result<(), GroupError> {
         let lanes = self.lanes;
         let awaited = Awaited { peer: lanes.members[member], counter, target };
-        wait(&*lanes.link, awaited, |waited| self.look_around(member, waited))
+        let missing = Seen::Missing(member);
+        wait(&*lanes.link, awaited, |waited| self.look_around(member, waited, missing))
+    }
+
+    /// Waits for what no counter tells: `look` is asked again and again.
+    pub fn until(
+        &mut self,
+        mut look: impl FnMut(&mut Self) -> Result<Seen, GroupError>,
+    ) -> Result<(), GroupError> {
+        let link = &*self.lanes.link;
+        let (mut looks, mut since) = (0, None);
+        let mut before = Seen::Done;
+        loop {
+            let seen = look(self)?;
+            if seen == Seen::Done {
+                return Ok(());
+            }
+            if let Some(why) = link.aborted() {
+                return Err(why);
+            }
+            if seen != before {
+                // Another thing is waited for, which has all its time.
+                (before, since) = (seen, None);
+            }
+            looks += 1;
+            if looks < link.spins() {
+                std::hint::spin_loop();
+                continue;
+            }
+            let start = *since.get_or_insert_with(|| link.now());
+            let waited = link.now().saturating_sub(start);
+            let member = match seen {
+                Seen::Missing(member) => member,
+                _ => self.lanes.me,
+            };
+            self.look_around(member, waited, seen)?;
+            let other = self.lanes.others().next().unwrap_or(self.lanes.me);
+            let (peer, counter) = (self.lanes.members[other], self.lanes.counters.status());
+            link.park(peer, counter, link.count(peer, counter), LOOK_EVERY);
+        }
     }
 
     /// Something has come from a member with another mark. Who is wrong is found out together: all
@@ -100,8 +162,14 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// What is done now and then while a wait for `member` takes long.
-    fn look_around(&mut self, member: usize, waited: Duration) -> Result<(), GroupError> {
+    /// What is done now and then while a wait takes long, in which a rank says that it waits for
+    /// `member`.
+    fn look_around(
+        &mut self,
+        member: usize,
+        waited: Duration,
+        seen: Seen,
+    ) -> Result<(), GroupError> {
         if waited < TELL_AFTER {
             return Ok(());
         }
@@ -113,8 +181,28 @@ impl<'a> Watch<'a> {
             self.compare()?;
         }
         match self.limit {
-            Some(limit) if waited >= limit => Err(self.late(member, limit)),
+            Some(limit) if waited >= limit => Err(match seen {
+                Seen::Missing(member) => self.late(member, limit),
+                _ => self.stuck(seen, limit),
+            }),
             _ => Ok(()),
+        }
+    }
+
+    /// A wait has taken too long in which no member was missing by name. Who has not told of this
+    /// call, although those who wait do, has not come to it.
+    fn stuck(&self, seen: Seen, limit: Duration) -> GroupError {
+        let here = |member: &usize| {
+            self.told_mark(*member).is_some_and(|mark| mark.sequence >= self.mark.sequence)
+        };
+        match self.lanes.others().find(|member| !here(member)) {
+            Some(member) if seen == Seen::Unknown => self.late(member, limit),
+            _ => GroupError::Ended(format!(
+                "{} was not done within {} ms, and no rank is missing: a device hangs, or work \
+                 in front of the call takes longer than calls may",
+                self.mark,
+                limit.as_millis()
+            )),
         }
     }
 
