@@ -37,8 +37,10 @@ fn what_the_machine_has_is_told_to_people_and_programs() {
     assert!(words.contains("shm              yes"), "{words}");
     let json: Value = serde_json::from_str(&text(&fabric(home.path(), "probe --json"))).unwrap();
     assert_eq!(json["tcp"]["works"], true, "{json}");
-    let libfabric = &json["libfabric"];
-    assert_eq!(libfabric["works"].as_bool().unwrap(), libfabric["why_not"].is_null(), "{json}");
+    for kind in ["libfabric", "nccl", "cuda"] {
+        let found = &json[kind];
+        assert_eq!(found["works"].as_bool().unwrap(), found["why_not"].is_null(), "{json}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use pomona_fabric::link::ofi;
 use pomona_fabric::link::shm::{ShmEpoch, ShmOptions};
+use pomona_fabric::nccl;
 use serde::Serialize;
 
 use crate::bench::machine::cpu_name;
@@ -32,6 +33,8 @@ struct Probe {
     shm: Found,
     tcp: Found,
     libfabric: Libfabric,
+    nccl: Nccl,
+    cuda: Cuda,
 }
 
 /// Whether something works; why, if it does not.
@@ -54,6 +57,22 @@ struct Provider {
     name: &'static str,
     #[serde(flatten)]
     found: Found,
+}
+
+/// Whether NCCL is here. It moves nothing without devices.
+#[derive(Debug, Serialize)]
+struct Nccl {
+    #[serde(flatten)]
+    found: Found,
+    version: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Cuda {
+    #[serde(flatten)]
+    found: Found,
+    version: Option<String>,
+    devices: Vec<String>,
 }
 
 impl Found {
@@ -79,6 +98,7 @@ pub fn run(args: &ProbeArgs) -> Result<()> {
 }
 
 fn probe(address: IpAddr) -> Probe {
+    let (nccl, cuda) = gpus();
     Probe {
         pomona: env!("CARGO_PKG_VERSION"),
         cpu: cpu_name(),
@@ -86,7 +106,25 @@ fn probe(address: IpAddr) -> Probe {
         shm: Found::of(shm()),
         tcp: Found::of(tcp()),
         libfabric: libfabric(address),
+        nccl,
+        cuda,
     }
+}
+
+fn gpus() -> (Nccl, Cuda) {
+    let nccl::Survey { version, devices } = nccl::survey(&nccl::Paths::default());
+    let nccl = match version {
+        Ok(version) => Nccl { found: Found::of(Ok::<_, &str>(())), version: Some(version) },
+        Err(error) => Nccl { found: Found::of(Err(error)), version: None },
+    };
+    let cuda = match devices {
+        Ok(nccl::Devices { cuda, names }) => {
+            let any = (!names.is_empty()).then_some(()).ok_or("there is no device");
+            Cuda { found: Found::of(any), version: Some(cuda), devices: names }
+        }
+        Err(error) => Cuda { found: Found::of(Err(error)), version: None, devices: Vec::new() },
+    };
+    (nccl, cuda)
 }
 
 /// Sealed memory of nobody's name, mapped twice, as two ranks do.
@@ -134,6 +172,15 @@ fn table(probe: &Probe) -> String {
     for provider in providers {
         line(&format!("  {}", provider.name), provider.found.words());
     }
+    let in_words = |found: &Found, version: &Option<String>| {
+        let version = version.as_ref().map(|version| format!(" ({version})"));
+        format!("{}{}", found.words(), version.unwrap_or_default())
+    };
+    line("nccl", &in_words(&probe.nccl.found, &probe.nccl.version));
+    line("cuda", &in_words(&probe.cuda.found, &probe.cuda.version));
+    for (ordinal, name) in probe.cuda.devices.iter().enumerate() {
+        line(&format!("  device {ordinal}"), name);
+    }
     text
 }
 
@@ -145,10 +192,18 @@ mod tests {
     fn what_is_missing_says_why() {
         let found = Found::of(Err("it is not installed"));
         let libfabric = Libfabric { found, version: None, providers: Vec::new() };
-        let probe = Probe { libfabric, ..probe(IpAddr::V4(Ipv4Addr::LOCALHOST)) };
+        let nccl = Nccl { found: Found::of(Ok::<_, &str>(())), version: Some("2.20.3".into()) };
+        let found = Found::of(Err("there is no device"));
+        let devices = vec!["a GPU".to_owned()];
+        let cuda = Cuda { found, version: None, devices };
+        let rest = probe(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let probe = Probe { libfabric, nccl, cuda, ..rest };
         let text = table(&probe);
         assert!(text.contains("libfabric        it is not installed"), "{text}");
         assert!(text.contains("tcp              yes"), "{text}");
+        assert!(text.contains("nccl             yes (2.20.3)"), "{text}");
+        assert!(text.contains("cuda             there is no device"), "{text}");
+        assert!(text.contains("  device 0       a GPU"), "{text}");
         let json = serde_json::to_value(&probe).unwrap();
         assert_eq!(json["libfabric"]["works"], false);
     }
