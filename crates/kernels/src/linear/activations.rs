@@ -130,24 +130,30 @@ impl Memory {
         let input = &inputs.jobs[0];
         let (tiles, width) = (input.tiles(), input.width());
         let blocks = widths.iter().sum::<usize>() / BLOCK;
-        all.resize(inputs.lanes * blocks);
+        let count = inputs.lanes * blocks;
+        all.reserve(count);
         // A rank's blocks lie together in each tile, as its columns do in each row.
         let bytes = |item: usize| -> Vec<usize> {
             widths.iter().map(|columns| columns / BLOCK * width * item).collect()
         };
         let (terms, scaled) = (bytes(size_of::<Terms>()), bytes(size_of::<Scaled>()));
-        group.all_gather(tiles, &terms, cast_slice(&own.terms), cast_slice_mut(&mut all.terms))?;
-        let (own, into) = (cast_slice(&own.scaled), cast_slice_mut(&mut all.scaled));
-        group.all_gather(tiles, &scaled, own, into)?;
+        let mine = inputs.lanes * (inputs.cols / BLOCK);
+        let (from, into) = (&own.terms[..mine], &mut all.terms[..count]);
+        group.all_gather(tiles, &terms, cast_slice(from), cast_slice_mut(into))?;
+        let (from, into) = (&own.scaled[..mine], &mut all.scaled[..count]);
+        group.all_gather(tiles, &scaled, cast_slice(from), cast_slice_mut(into))?;
         let places = Places { blocks, width, bits };
         Ok(Activations { places, terms: &all.terms, scaled: &all.scaled })
     }
 }
 
 impl Items {
-    fn resize(&mut self, items: usize) {
-        self.terms.resize(items, Terms { high: [0; BLOCK], low: [0; BLOCK] });
-        self.scaled.resize(items, Scaled::default());
+    /// Makes room. It stays: to shrink and to grow again would fill it again.
+    fn reserve(&mut self, items: usize) {
+        if self.terms.len() < items {
+            self.terms.resize(items, Terms { high: [0; BLOCK], low: [0; BLOCK] });
+            self.scaled.resize(items, Scaled::default());
+        }
     }
 
     fn quantise(
@@ -158,7 +164,7 @@ impl Items {
         bits: ActivationBits,
     ) -> Vec<Activations<'_>> {
         let blocks = inputs.cols / BLOCK;
-        self.resize(inputs.lanes * blocks);
+        self.reserve(inputs.lanes * blocks);
         let places = |input: &Input<'_>| Places { blocks, width: input.width(), bits };
         let (terms, scaled) = (Shared(self.terms.as_mut_ptr()), Shared(self.scaled.as_mut_ptr()));
         spread(pool, JOIN_TOKENS, inputs.jobs.iter().map(|input| input.tokens), &|job, tokens| {

@@ -29,7 +29,7 @@ impl Memory {
     /// Brings the tokens of each job side by side.
     pub(super) fn fill(&mut self, pool: &Pool, inputs: &Inputs<'_>) -> Vec<Tiles<'_>> {
         let cols = inputs.cols;
-        self.0.resize(inputs.lanes * cols, 0.0);
+        self.0.resize(self.0.len().max(inputs.lanes * cols), 0.0);
         let values = Shared(self.0.as_mut_ptr());
         spread(pool, JOIN_TILES, inputs.jobs.iter().map(|input| input.tiles()), &|job, tiles| {
             let input = &inputs.jobs[job];
