@@ -17,8 +17,8 @@ use crate::packing::{self, PackedStore};
 use crate::rows::{Glu, RmsNorm, Rope};
 use crate::{
     Activation, ActivationBits, Attention, Context, Divided, Embedding, Experts, Isa, KvLayer,
-    LinearPart, Matrix, NO_SLOT, OpError, Ops, Pairs, Placement, RopeStyle, RouteWeights, Routes,
-    WeightSource, Write,
+    LinearPart, Matrix, NO_SLOT, OpError, Ops, OwnExperts, Pairs, Placement, RopeStyle,
+    RouteWeights, Routes, WeightSource, Write,
 };
 
 /// Elements from which an operation on rows is worth a join.
@@ -702,18 +702,29 @@ impl Ops for CpuOps {
         ids: &View,
         placement: &Placement,
         rank: usize,
-        own: &View,
+        out: &OwnExperts<'_>,
     ) -> Result<(), OpError> {
-        let (_, k) = rows_of(ids);
-        ensure(own.shape() == ids.shape(), "own_experts", || {
-            format!("{:?} for {:?}", own.shape(), ids.shape())
+        let OwnExperts { ids: own, work } = *out;
+        let fits = own.shape() == ids.shape() && work.elements() > placement.ranks();
+        ensure(fits, "own_experts", || {
+            format!("{:?} and {:?} for {:?}", own.shape(), work.shape(), ids.shape())
         })?;
-        apart("own_experts", own, &[ids])?;
+        apart("own_experts", own, &[ids, work])?;
+        apart("own_experts", work, &[ids])?;
         let access = self.memory.enter();
-        // SAFETY: the output does not overlap the input.
-        let (ids, own) = unsafe { (access.read::<u32>(ids)?, access.write::<u32>(own)?) };
+        // SAFETY: no output overlaps the input or the other output.
+        let (ids, own, work) = unsafe {
+            (access.read::<u32>(ids)?, access.write::<u32>(own)?, access.write::<u32>(work)?)
+        };
         known_experts("own_experts", ids, placement)?;
-        placement.own(ids, k, rank, own);
+        let pairs = placement.own(ids, rank, own);
+        let most = pairs.iter().copied().max().unwrap_or(0);
+        if let [of_ranks @ .., of_slowest] = work {
+            *of_slowest = of_slowest.wrapping_add(most as u32);
+            for (sum, pairs) in of_ranks.iter_mut().zip(pairs) {
+                *sum = sum.wrapping_add(pairs as u32);
+            }
+        }
         Ok(())
     }
 
@@ -725,10 +736,11 @@ impl Ops for CpuOps {
         own: &View,
     ) -> Result<(), OpError> {
         let Pairs { ids, placement, columns } = *pairs;
-        let ((_, k), (_, width), rank) = (rows_of(ids), rows_of(results), group.rank());
+        let ((_, width), rank) = (rows_of(results), group.rank());
         let count = ids.elements();
         let fits = results.elements() == count * width
             && columns.len() == group.ranks()
+            && placement.ranks() <= group.ranks()
             && columns.iter().all(|columns| !columns.is_empty() && columns.end <= width)
             && own.elements() == count * columns[rank].len();
         ensure(fits, "exchange_experts", || {
@@ -743,7 +755,7 @@ impl Ops for CpuOps {
             (access.read::<u32>(ids)?, access.read::<f32>(results)?, access.write::<f32>(own)?)
         };
         known_experts("exchange_experts", ids, placement)?;
-        let exchange = Exchange { placement, ids, k, columns, rank };
+        let exchange = Exchange::new(placement, ids, columns, rank);
         let [out, came] = &mut scratch.exchanged;
         let counts = exchange.pack(results, width, out);
         came.clear();

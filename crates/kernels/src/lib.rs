@@ -31,8 +31,8 @@ pub use linear::packed::LAYOUT as PACKED_LAYOUT;
 pub use linear::{ActivationBits, LinearPath};
 pub use ops::{
     Activation, Attention, Batch, Context, Divided, Embedding, Expert, Experts, HeadGroups,
-    KvLayer, LinearPart, Matrix, NO_SLOT, OpError, Ops, Pairs, RopeStyle, RouteWeights, Routes,
-    Span, Write,
+    KvLayer, LinearPart, Matrix, NO_SLOT, OpError, Ops, OwnExperts, Pairs, RopeStyle, RouteWeights,
+    Routes, Span, Write,
 };
 pub use packing::PackedStore;
 pub use weights::{QuantisedRows, StoredRows, WeightRows, WeightSource};

@@ -150,6 +150,17 @@ pub struct Experts<'a> {
     pub between: [&'a View; 2],
 }
 
+/// Where [`Ops::own_experts`] writes.
+#[derive(Clone, Copy)]
+pub struct OwnExperts<'a> {
+    /// `u32 [tokens, k]`: the rank's own numbers for its experts; other pairs have a number that is
+    /// none.
+    pub ids: &'a View,
+    /// `u32 [ranks + 1]`: those of the ranks are raised by the pairs that each computes, the last
+    /// one by those of the rank that has most, for which all others wait. They wrap around.
+    pub work: &'a View,
+}
+
 /// Pairs of tokens and experts, and whose their results are.
 #[derive(Clone, Copy)]
 pub struct Pairs<'a> {
@@ -408,14 +419,14 @@ pub trait Ops: Send + Sync {
     /// order. `x: f32 [tokens, k, n]`, `weights: f32 [tokens, k]`, `out: f32 [tokens, n]`.
     fn combine(&self, x: &View, weights: &View, write: Write, out: &View) -> Result<(), OpError>;
 
-    /// For each pair of a token and an expert that is `rank`'s to compute, the rank's own number
-    /// for the expert, to be given to [`experts`](Ops::experts). `ids, own: u32 [tokens, k]`.
+    /// Which pairs of tokens and experts are `rank`'s to compute, with the rank's own number for
+    /// the expert, to be given to [`experts`](Ops::experts). `ids: u32 [tokens, k]`.
     fn own_experts(
         &self,
         ids: &View,
         placement: &Placement,
         rank: usize,
-        own: &View,
+        out: &OwnExperts<'_>,
     ) -> Result<(), OpError>;
 
     /// Gives every rank of a group its columns of the results of all pairs, each of which one rank

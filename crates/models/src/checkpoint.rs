@@ -160,16 +160,21 @@ impl Checkpoint {
             let rows = division.rows(self.spec(), place.tensor, name);
             Some((text, tensor.bytes as u64 * rows.own.len() as u64 / u64::from(rows.all)))
         };
-        let here = |tensor: &&TensorInfo| {
-            let layer = self.tensors.dialect.layer_of(&tensor.name);
-            tensor.of_experts && layer.is_some_and(|layer| layers.contains(&layer))
+        let mut of_experts: BTreeMap<u32, u64> = BTreeMap::new();
+        for tensor in self.infos.iter().filter(|tensor| tensor.of_experts) {
+            if let Some(layer) = self.tensors.dialect.layer_of(&tensor.name) {
+                *of_experts.entry(layer).or_default() += tensor.bytes;
+            }
+        }
+        let own = |layer: u32| {
+            let placement = division.experts.get(layer as usize)?;
+            let own = placement.here(place.tensor).count() as u64;
+            Some(of_experts.get(&layer)? * own / placement.experts() as u64)
         };
-        let experts: u64 = self.infos.iter().filter(here).map(|tensor| tensor.bytes).sum();
-        let whole = self.spec().experts.map_or(1, |experts| u64::from(experts.count));
-        let own = division.experts.get(place.tensor).map_or(1, |own| own.len() as u64);
+        let experts: u64 = layers.filter_map(own).sum();
         // By name: two roles may mean one tensor.
         let shared: BTreeMap<String, u64> = names.filter_map(bytes).collect();
-        shared.values().sum::<u64>() + experts * own / whole
+        shared.values().sum::<u64>() + experts
     }
 
     /// A text that differs where the weights do, had without reading them: what the file system

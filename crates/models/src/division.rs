@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use pomona_kernels::Placement;
-use pomona_types::{ExpertsSpec, ModelSpec};
+use pomona_types::ModelSpec;
 
 use crate::weights::{Name, Role};
 use crate::{ModelError, ModelPart, invalid};
@@ -91,8 +91,8 @@ pub struct Division {
     pub hidden: Vec<Range<u32>>,
     /// Rows of gate and up.
     pub ffn: Vec<Range<u32>>,
-    /// Experts of each tensor rank, where layers consist of such.
-    pub experts: Vec<Range<u32>>,
+    /// Of each layer, which tensor ranks have which of its experts; none where layers have none.
+    pub experts: Vec<Placement>,
     /// Rows of the embedding and of the output matrix.
     pub vocab: Vec<Range<u32>>,
     /// Layers of each stage.
@@ -146,11 +146,31 @@ impl Division {
                 None => evenly(spec.ffn),
                 Some(_) => vec![0..spec.ffn; sharing as usize],
             },
-            experts: spec.experts.map_or(Vec::new(), |experts| cut(experts.count, sharing, 1)),
+            experts: spec.experts.map_or(Vec::new(), |experts| {
+                let parts = cut(experts.count, sharing, 1).into_iter().enumerate();
+                let holders = parts.flat_map(|(rank, own)| own.map(move |_| vec![rank]));
+                Placement::new(holders.collect())
+                    .map_or(Vec::new(), |all| vec![all; layers as usize])
+            }),
             vocab: evenly(spec.vocab),
             layers: stages_of(spec, stages),
             group: spec.heads / spec.kv_heads,
         })
+    }
+
+    /// The same with other places for experts: by layer and expert, the tensor ranks that have it.
+    ///
+    /// # Errors
+    /// When those are not places for the model's experts on its ranks.
+    pub fn with_experts(self, places: Vec<Vec<Vec<usize>>>) -> Result<Division, ModelError> {
+        let experts: Vec<Placement> = places.into_iter().filter_map(Placement::new).collect();
+        let alike = |(new, old): (&Placement, &Placement)| {
+            new.experts() == old.experts() && new.ranks() <= self.hidden.len()
+        };
+        if experts.len() != self.experts.len() || !experts.iter().zip(&self.experts).all(alike) {
+            return Err(invalid!("places of experts that are not those of the model or its ranks"));
+        }
+        Ok(Division { experts, ..self })
     }
 
     /// The query heads that a tensor rank computes: those of its context group.
@@ -200,13 +220,6 @@ impl Division {
         }
     }
 
-    /// Which tensor ranks have which experts.
-    pub fn placement(&self) -> Option<Placement> {
-        let ranks = self.experts.iter().enumerate();
-        let holders = ranks.flat_map(|(rank, own)| own.clone().map(move |_| vec![rank]));
-        Placement::new(holders.collect()).filter(|placement| placement.experts() > 0)
-    }
-
     /// What one rank has of a model.
     pub fn part(&self, spec: &ModelSpec, place: Place) -> ModelPart {
         let layers = &self.layers[place.stage];
@@ -215,9 +228,6 @@ impl Division {
             heads: len(&self.computed_heads(place.tensor)),
             kv_heads: len(&self.kv_heads(place.tensor)),
             ffn: len(&self.ffn[place.tensor]),
-            experts: spec
-                .experts
-                .map(|experts| ExpertsSpec { count: len(&self.experts[place.tensor]), ..experts }),
             layers: spec.layers[layers.start as usize..layers.end as usize].to_vec(),
             ..spec.clone()
         };
@@ -279,7 +289,7 @@ fn stages_of(spec: &ModelSpec, stages: u32) -> Vec<Range<u32>> {
 
 #[cfg(test)]
 mod tests {
-    use pomona_types::LayerKind;
+    use pomona_types::{ExpertsSpec, LayerKind};
 
     use super::*;
 
@@ -341,6 +351,33 @@ mod tests {
         assert!(divide(10, 1).unwrap_err().contains("choose 9 or fewer"));
         assert!(divide(1, 31).unwrap_err().contains("choose 30 or fewer"));
         assert!(divide(0, 1).is_err());
+    }
+
+    #[test]
+    fn experts_go_where_they_are_told_to() {
+        let experts = Some(ExpertsSpec { count: 3, per_token: 2 });
+        let spec = ModelSpec { experts, layers: vec![LayerKind::Full; 2], ..smollm2() };
+        let parallel = Parallel { tensor: 2, ..Parallel::default() };
+        let division = || Division::new(&spec, parallel).unwrap();
+        let plain = division().experts;
+        assert_eq!(
+            plain.iter().map(|p| p.holders().to_vec()).collect::<Vec<_>>(),
+            [vec![vec![0], vec![1], vec![1]], vec![vec![0], vec![1], vec![1]],]
+        );
+        let moved = vec![vec![vec![0, 1], vec![0], vec![1]], vec![vec![1], vec![0, 1], vec![0]]];
+        let found = division().with_experts(moved.clone()).unwrap();
+        assert_eq!(found.experts[1].here(0).collect::<Vec<_>>(), [1, 2]);
+        let mut wrong = [(); 4].map(|()| moved.clone());
+        wrong[0].pop();
+        wrong[1][0].pop();
+        wrong[2][0][1] = vec![2];
+        wrong[3][1][0].clear();
+        for wrong in wrong {
+            assert!(division().with_experts(wrong).is_err());
+        }
+        let dense = Division::new(&smollm2(), parallel).unwrap();
+        assert!(dense.clone().with_experts(vec![]).unwrap() == dense);
+        assert!(dense.with_experts(moved).is_err());
     }
 
     #[test]

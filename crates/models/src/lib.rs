@@ -16,7 +16,7 @@ pub use arch::Blueprint;
 pub use checkpoint::{Checkpoint, LoadOptions, TensorInfo};
 pub use division::{Division, Parallel, Place};
 pub use layers::{Groups, LOGIT_ROWS_MAX, Ranks};
-pub use model::{KvCache, Model, ModelError, ModelPart};
+pub use model::{ExpertCounts, KvCache, Model, ModelError, ModelPart};
 pub use weights::Quantization;
 
 /// A [`ModelError::Invalid`] with a formatted text.

@@ -72,9 +72,24 @@ pub trait Model: Send {
         logits: &View,
     ) -> Result<(), ModelError>;
 
-    /// For each layer of experts that is here, how many tokens each of them got so far, modulo
-    /// 2^32.
-    fn expert_loads(&self, _ops: &dyn Ops) -> Result<Vec<Vec<u32>>, ModelError> {
+    /// What each layer of experts has counted so far, from the first to the last. All ranks of a
+    /// model ask at the same place among forwards and outputs; the first rank gets all layers, the
+    /// others none.
+    fn expert_counts(&mut self, _ops: &dyn Ops) -> Result<Vec<ExpertCounts>, ModelError> {
         Ok(Vec::new())
     }
+}
+
+/// What a layer of experts has counted, modulo 2^32.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ExpertCounts {
+    /// Whose layer it is.
+    pub stage: usize,
+    /// Tokens that each expert got.
+    pub tokens: Vec<u32>,
+    /// Pairs of tokens and experts that each of the ranks computed that share the layer; none where
+    /// one rank has it alone.
+    pub pairs: Vec<u32>,
+    /// Those of the rank that had most, step by step.
+    pub slowest: u32,
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use pomona_device::{ArenaDevice, DType, Device, Pool, View};
 use pomona_kernels::{Batch, CpuOps, Isa, KvLayer, Ops, Span};
-use pomona_models::{Checkpoint, Division, KvCache, LoadOptions, Model, Parallel, Quantization};
+use pomona_models::{
+    Checkpoint, Division, ExpertCounts, KvCache, LoadOptions, Model, Parallel, Quantization,
+};
 
 const BLOCK: u32 = 16;
 /// Blocks of each layer group in these tests.
@@ -198,10 +200,10 @@ fn loads_of_experts_add_up_to_the_tokens() {
         let (folder, tokens, _) = golden(name);
         let mut bench = Bench::new(&folder, Arc::new(CpuOps::detect(1)));
         bench.chunked(0, &tokens, 17);
-        let loads = bench.model.expert_loads(bench.ops.as_ref()).unwrap();
-        assert_eq!(loads.len(), 2);
-        for loads in loads {
-            assert_eq!(loads.len(), experts);
+        let counts = bench.model.expert_counts(bench.ops.as_ref()).unwrap();
+        assert_eq!(counts.len(), 2);
+        for ExpertCounts { tokens: loads, pairs, .. } in counts {
+            assert_eq!((loads.len(), pairs), (experts, vec![]));
             assert_eq!(loads.iter().sum::<u32>() as usize, tokens.len() * per_token, "{loads:?}");
         }
     }

@@ -10,20 +10,38 @@ pub(crate) const ELSEWHERE: u32 = u32::MAX;
 /// several places.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Placement {
-    /// By expert; none is empty.
+    /// By expert; none is empty, and none has a rank twice.
     holders: Vec<Vec<usize>>,
+    /// One past the last of them.
+    ranks: usize,
+    /// Whether an expert is in several places.
+    copies: bool,
 }
 
 impl Placement {
-    /// Of each expert, the ranks that have it. `None` if one is nowhere.
+    /// Of each expert, the ranks that have it, in order. `None` if one is nowhere, or somewhere
+    /// twice.
     pub fn new(holders: Vec<Vec<usize>>) -> Option<Placement> {
-        let somewhere = holders.iter().all(|ranks| !ranks.is_empty());
-        somewhere.then_some(Placement { holders })
+        let ascending = |ranks: &Vec<usize>| ranks.windows(2).all(|pair| pair[0] < pair[1]);
+        let ranks = holders.iter().map(|ranks| ranks.last()).max()?? + 1;
+        let copies = holders.iter().any(|ranks| ranks.len() > 1);
+        let fits = holders.iter().all(|ranks| !ranks.is_empty() && ascending(ranks));
+        fits.then_some(Placement { holders, ranks, copies })
     }
 
     /// How many experts there are.
     pub fn experts(&self) -> usize {
         self.holders.len()
+    }
+
+    /// Over how many ranks they are divided, at least.
+    pub fn ranks(&self) -> usize {
+        self.ranks
+    }
+
+    /// By expert, the ranks that have it, in order.
+    pub fn holders(&self) -> &[Vec<usize>] {
+        &self.holders
     }
 
     /// The experts that a rank has, in order: their places in this list are what it calls them.
@@ -32,39 +50,63 @@ impl Placement {
         holders.filter(move |(_, ranks)| ranks.contains(&rank)).map(|(expert, _)| expert)
     }
 
-    /// Who computes a token's pair with an expert: of several that have it, tokens take turns.
-    fn rank_of(&self, expert: usize, token: usize) -> usize {
-        let holders = &self.holders[expert];
-        holders[token % holders.len()]
+    /// Who computes which pair, in the pairs' order, and how many each rank has; `ids` are below
+    /// the number of experts. What only one rank can do is its own; of several, the one that has
+    /// least by then is next, the first of equals. All ranks come to the same.
+    pub(crate) fn assign(&self, ids: &[u32]) -> (Vec<usize>, Vec<usize>) {
+        let holders = |id: &u32| &self.holders[*id as usize];
+        let mut counts = vec![0; self.ranks];
+        let mut of: Vec<usize> = ids.iter().map(|id| holders(id)[0]).collect();
+        let alone = ids.iter().zip(&of).filter(|(id, _)| holders(id).len() == 1);
+        alone.for_each(|(_, rank)| counts[*rank] += 1);
+        if self.copies {
+            for (id, rank) in ids.iter().zip(&mut of).filter(|(id, _)| holders(id).len() > 1) {
+                let idlest = holders(id).iter().copied().min_by_key(|rank| counts[*rank]);
+                *rank = idlest.unwrap_or(*rank);
+                counts[*rank] += 1;
+            }
+        }
+        (of, counts)
     }
 
-    /// The ranks of all pairs, in their order; `ids: [tokens, k]` are below the number of experts.
-    fn ranks<'a>(&'a self, ids: &'a [u32], k: usize) -> impl Iterator<Item = usize> + 'a {
-        ids.iter().enumerate().map(move |(pair, id)| self.rank_of(*id as usize, pair / k))
-    }
-
-    /// Replaces each expert by the rank's own number for it where the pair is the rank's.
-    pub(crate) fn own(&self, ids: &[u32], k: usize, rank: usize, own: &mut [u32]) {
+    /// Replaces each expert by the rank's own number for it where the pair is the rank's. Returns
+    /// how many pairs each rank has.
+    pub(crate) fn own(&self, ids: &[u32], rank: usize, own: &mut [u32]) -> Vec<usize> {
         let mut numbers = vec![ELSEWHERE; self.experts()];
         (0u32..).zip(self.here(rank)).for_each(|(number, expert)| numbers[expert] = number);
-        for ((own, id), of) in own.iter_mut().zip(ids).zip(self.ranks(ids, k)) {
+        let (ranks, counts) = self.assign(ids);
+        for ((own, id), of) in own.iter_mut().zip(ids).zip(ranks) {
             *own = if of == rank { numbers[*id as usize] } else { ELSEWHERE };
         }
+        counts
     }
 }
 
 /// What one rank sends and gets when pairs' results are exchanged.
 pub(crate) struct Exchange<'a> {
-    pub(crate) placement: &'a Placement,
-    /// `[tokens, k]`.
-    pub(crate) ids: &'a [u32],
-    pub(crate) k: usize,
+    /// By pair.
+    ranks: Vec<usize>,
+    /// By rank.
+    pairs: Vec<usize>,
     /// Columns that each rank gets.
-    pub(crate) columns: &'a [Range<usize>],
-    pub(crate) rank: usize,
+    columns: &'a [Range<usize>],
+    rank: usize,
 }
 
-impl Exchange<'_> {
+impl<'a> Exchange<'a> {
+    /// Of the pairs `ids`, by one of the ranks that get `columns`.
+    pub(crate) fn new(
+        placement: &Placement,
+        ids: &[u32],
+        columns: &'a [Range<usize>],
+        rank: usize,
+    ) -> Exchange<'a> {
+        let (ranks, mut pairs) = placement.assign(ids);
+        // The last ranks may have no expert.
+        pairs.resize(columns.len(), 0);
+        Exchange { ranks, pairs, columns, rank }
+    }
+
     /// Puts together what each rank gets of this one's pairs, `results: [pairs, width]`. Returns
     /// how many numbers go to each rank, and come from each.
     pub(crate) fn pack(
@@ -74,17 +116,15 @@ impl Exchange<'_> {
         out: &mut Vec<f32>,
     ) -> [Vec<usize>; 2] {
         out.clear();
-        let mut pairs = vec![0; self.columns.len()];
-        self.placement.ranks(self.ids, self.k).for_each(|rank| pairs[rank] += 1);
         for columns in self.columns {
-            let own = self.placement.ranks(self.ids, self.k).zip(results.chunks_exact(width));
-            for (_, row) in own.filter(|(rank, _)| *rank == self.rank) {
+            let own = self.ranks.iter().zip(results.chunks_exact(width));
+            for (_, row) in own.filter(|(rank, _)| **rank == self.rank) {
                 out.extend_from_slice(&row[columns.clone()]);
             }
         }
-        let own_width = self.columns[self.rank].len();
-        let sent = self.columns.iter().map(|columns| columns.len() * pairs[self.rank]).collect();
-        [sent, pairs.into_iter().map(|count| count * own_width).collect()]
+        let (own_pairs, own_width) = (self.pairs[self.rank], self.columns[self.rank].len());
+        let sent = self.columns.iter().map(|columns| columns.len() * own_pairs).collect();
+        [sent, self.pairs.iter().map(|count| count * own_width).collect()]
     }
 
     /// Puts what came, from rank 0 first, in the order of pairs: `own: [pairs, own columns]`.
@@ -97,10 +137,9 @@ impl Exchange<'_> {
                 Some(*start - count)
             })
             .collect();
-        let ranks = self.placement.ranks(self.ids, self.k);
-        for (row, rank) in own.chunks_exact_mut(width).zip(ranks) {
-            row.copy_from_slice(&came[next[rank]..][..width]);
-            next[rank] += width;
+        for (row, rank) in own.chunks_exact_mut(width).zip(&self.ranks) {
+            row.copy_from_slice(&came[next[*rank]..][..width]);
+            next[*rank] += width;
         }
     }
 }
@@ -122,13 +161,24 @@ mod tests {
         let ids = [0, 1, 1, 2, 2, 1, 1, 0];
         let [first, second] = [0, 1].map(|rank| {
             let mut own = [0; 8];
-            placement.own(&ids, 2, rank, &mut own);
+            assert_eq!(placement.own(&ids, rank, &mut own), [4, 4]);
             own
         });
         let no = ELSEWHERE;
         assert_eq!(first, [0, 1, no, no, no, 1, no, 0]);
         assert_eq!(second, [no, no, 0, 1, 1, no, 0, no]);
-        assert_eq!(Placement::new(vec![vec![0], vec![]]), None);
+        for wrong in [vec![vec![0], vec![]], vec![vec![1, 1]], vec![vec![1, 0]], vec![]] {
+            assert_eq!(Placement::new(wrong), None);
+        }
+    }
+
+    #[test]
+    fn copies_go_to_who_has_least_to_do() {
+        // One token: the expert that is on both goes where the other is not.
+        assert_eq!(placement().assign(&[0, 1]), (vec![0, 1], vec![1, 1]));
+        assert_eq!(placement().assign(&[1, 2]), (vec![0, 1], vec![1, 1]));
+        // Three pairs are the first rank's alone: most of the others are the second's.
+        assert_eq!(placement().assign(&[1, 0, 0, 1, 1, 0, 1, 1]).1, [4, 4]);
     }
 
     #[test]
@@ -137,10 +187,9 @@ mod tests {
         let ids = [0, 1, 1, 2, 2, 1];
         let columns = [0..2, 2..3];
         // Pair p, column c is 10 p + c, where it was computed; elsewhere it is not a number.
-        let exchange =
-            |rank| Exchange { placement: &placement, ids: &ids, k: 2, columns: &columns, rank };
+        let exchange = |rank| Exchange::new(&placement, &ids, &columns, rank);
         let packed = [0, 1].map(|rank| {
-            let ranks: Vec<usize> = placement.ranks(&ids, 2).collect();
+            let (ranks, _) = placement.assign(&ids);
             let of = |pair: usize| if ranks[pair] == rank { pair as f32 } else { f32::NAN };
             let results: Vec<f32> = (0..18).map(|i| 10.0 * of(i / 3) + (i % 3) as f32).collect();
             let mut out = Vec::new();

@@ -17,7 +17,7 @@ use super::moe::{self, Moe};
 use super::ranks::{Columns, Ranks};
 use crate::division::Rows;
 use crate::weights::{Name, Role, Tensors};
-use crate::{Blueprint, KvCache, LoadOptions, Model, ModelError, ModelPart, invalid};
+use crate::{Blueprint, ExpertCounts, KvCache, LoadOptions, Model, ModelError, ModelPart, invalid};
 
 struct Layer {
     attention_norm: View,
@@ -32,6 +32,7 @@ struct Layer {
     post_ffn_norm: Option<View>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "all layers of a model are of one kind")]
 enum FeedForward {
     Dense { gate: Linear, up: Linear, down: Linear },
     Experts(Moe),
@@ -506,12 +507,22 @@ impl Model for Decoder {
         Ok(self.ranks.gather_columns(ops, widths, &own, logits)?)
     }
 
-    fn expert_loads(&self, ops: &dyn Ops) -> Result<Vec<Vec<u32>>, ModelError> {
-        let loads = self.layers.iter().filter_map(|layer| match &layer.feed_forward {
-            FeedForward::Experts(moe) => Some(moe.loads(ops).map_err(ModelError::from)),
+    fn expert_counts(&mut self, ops: &dyn Ops) -> Result<Vec<ExpertCounts>, ModelError> {
+        let layers = self.layers.iter().filter_map(|layer| match &layer.feed_forward {
+            FeedForward::Experts(moe) => Some(moe.counts(ops)),
             FeedForward::Dense { .. } => None,
         });
-        loads.collect()
+        let own: Vec<Vec<u32>> = layers.collect::<Result<_, _>>()?;
+        let Some(spec) = self.blueprint.spec.experts else { return Ok(Vec::new()) };
+        let (tokens, ranks) = (spec.count as usize, self.ranks.tensor().map_or(0, |g| g.ranks()));
+        let layers = self.ranks.gather_counts(&own.concat(), tokens + ranks + 1)?;
+        let layer = |(stage, words): (usize, Vec<u32>)| ExpertCounts {
+            stage,
+            tokens: words[..tokens].to_vec(),
+            pairs: words[tokens..tokens + ranks].to_vec(),
+            slowest: words[tokens + ranks],
+        };
+        Ok(layers.into_iter().map(layer).collect())
     }
 }
 

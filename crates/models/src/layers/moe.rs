@@ -7,8 +7,8 @@
 
 use pomona_device::{DType, Device, DeviceError, View};
 use pomona_kernels::{
-    Activation, Expert, Experts, LinearPart, Matrix, OpError, Ops, Pairs, Placement, RouteWeights,
-    Routes, Write,
+    Activation, Expert, Experts, LinearPart, Matrix, OpError, Ops, OwnExperts, Pairs, Placement,
+    RouteWeights, Routes, Write,
 };
 use pomona_types::{ExpertsSpec, ModelSpec};
 
@@ -27,6 +27,8 @@ pub(super) struct Moe {
     activation: Activation,
     /// `u32 [experts]`: tokens that each got, wrapping.
     loads: View,
+    /// `u32 [ranks + 1]`: pairs that each rank computed, and the slowest of each step, wrapping.
+    work: View,
     scratch: Scratch,
 }
 
@@ -43,7 +45,8 @@ impl Moe {
         let router = loader.tensors.matrix(router, count, spec.hidden as usize)?;
         let router = loader.place(&router)?;
         let (division, own) = (&loader.ranks.division, loader.ranks.place.tensor);
-        let placement = division.placement().filter(|_| loader.ranks.tensor().is_some());
+        let divided = loader.ranks.tensor().is_some();
+        let placement = division.experts.get(layer as usize).filter(|_| divided).cloned();
         let here: Vec<u32> = match &placement {
             Some(placement) => placement.here(own).map(|expert| expert as u32).collect(),
             None => (0..scratch.experts.count).collect(),
@@ -62,14 +65,16 @@ impl Moe {
             })
         };
         let experts = here.into_iter().map(expert).collect::<Result<_, _>>()?;
-        let loads = loader.ops.device().alloc_view(DType::U32, &[count]);
+        let counters = |len| loader.ops.device().alloc_view(DType::U32, &[len]);
+        let ranks = loader.ranks.tensor().map_or(0, |group| group.ranks());
         Ok(Moe {
             router,
             experts,
             placement,
             weights_of: blueprint.route_weights,
             activation: blueprint.activation,
-            loads: loads.map_err(OpError::from)?,
+            loads: counters(count).map_err(OpError::from)?,
+            work: counters(ranks + 1).map_err(OpError::from)?,
             scratch,
         })
     }
@@ -95,7 +100,8 @@ impl Moe {
             ops.experts(x, &s.ids, &experts, &s.results)?;
             return ops.combine(&s.results, &s.weights, Write::Add, &out.all);
         };
-        ops.own_experts(&s.ids, placement, group.rank(), &s.own_ids)?;
+        let own = OwnExperts { ids: &s.own_ids, work: &self.work };
+        ops.own_experts(&s.ids, placement, group.rank(), &own)?;
         ops.experts(x, &s.own_ids, &experts, &s.results)?;
         let pairs = Pairs { ids: &s.ids, placement, columns: &ranks.hidden_columns() };
         ops.exchange_experts(group, &pairs, &s.results, &s.own_results)?;
@@ -103,10 +109,13 @@ impl Moe {
         ranks.gather(ops, out)
     }
 
-    /// How many tokens each expert got so far, modulo 2^32.
-    pub(super) fn loads(&self, ops: &dyn Ops) -> Result<Vec<u32>, OpError> {
-        let mut bytes = vec![0; self.loads.bytes()];
-        ops.device().download(&self.loads, &mut bytes)?;
+    /// What was counted so far, modulo 2^32: tokens of each expert, pairs of each rank, and those
+    /// of the slowest rank of each step.
+    pub(super) fn counts(&self, ops: &dyn Ops) -> Result<Vec<u32>, OpError> {
+        let mut bytes = vec![0; self.loads.bytes() + self.work.bytes()];
+        let (loads, work) = bytes.split_at_mut(self.loads.bytes());
+        ops.device().download(&self.loads, loads)?;
+        ops.device().download(&self.work, work)?;
         Ok(bytes.as_chunks::<4>().0.iter().map(|word| u32::from_ne_bytes(*word)).collect())
     }
 }

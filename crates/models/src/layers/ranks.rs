@@ -125,6 +125,39 @@ impl Ranks {
             _ => Ok(()),
         }
     }
+
+    /// Brings the counters of all layers to the first rank: `own` has a row of `width` for each
+    /// layer that is here. There, they come with their stages; the other ranks get none.
+    pub(super) fn gather_counts(
+        &self,
+        own: &[u32],
+        width: usize,
+    ) -> Result<Vec<(usize, Vec<u32>)>, OpError> {
+        // Ranks that share layers count alike.
+        if self.place.tensor > 0 {
+            return Ok(Vec::new());
+        }
+        let bytes = |words: &[u32]| words.iter().flat_map(|w| w.to_ne_bytes()).collect::<Vec<_>>();
+        let group = self.groups.pipeline.as_deref();
+        if let Some(group) = group.filter(|_| !self.is_first()) {
+            group.send(0, &bytes(own))?;
+            return Ok(Vec::new());
+        }
+        let mut rows = Vec::new();
+        for (stage, layers) in self.division.layers.iter().enumerate() {
+            let mut came = match stage {
+                0 => bytes(own),
+                _ => vec![0; layers.len() * width * size_of::<u32>()],
+            };
+            if let Some(group) = group.filter(|_| stage > 0) {
+                group.receive(stage, &mut came)?;
+            }
+            let words: Vec<u32> =
+                came.as_chunks().0.iter().map(|word| u32::from_ne_bytes(*word)).collect();
+            rows.extend(words.chunks_exact(width).map(|row| (stage, row.to_vec())));
+        }
+        Ok(rows)
+    }
 }
 
 /// Activations `[tokens, width]` of which each rank computes some columns.
