@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pomona_policy::{Route, Router};
 use pomona_types::{
-    Finish, Load, Refusal, Replica, ReplicaInfo, Request, RequestId, TokenLogprobs, TokenOutput,
-    TokenSink,
+    ExpertLoads, Finish, Load, Refusal, Replica, ReplicaInfo, Request, RequestId, TokenLogprobs,
+    TokenOutput, TokenSink,
 };
 
 /// Replicas of one model, alike in all but their place. Each request goes to one of them; which
@@ -141,6 +141,14 @@ impl Replica for Replicas {
         };
         loads.reduce(sum).unwrap_or_default()
     }
+
+    /// Sums.
+    fn experts(&self) -> Option<Arc<ExpertLoads>> {
+        let mut all = self.all.iter().filter_map(|replica| replica.experts());
+        let mut sum = all.next()?;
+        all.for_each(|loads| Arc::make_mut(&mut sum).add(&loads));
+        Some(sum)
+    }
 }
 
 #[cfg(test)]
@@ -211,6 +219,11 @@ mod tests {
             let waiting = self.taken.lock().expect("nobody panicked").len() as u32;
             Load { waiting, down: (self.room == 0).then(|| "full".to_owned()), ..Load::default() }
         }
+
+        fn experts(&self) -> Option<Arc<ExpertLoads>> {
+            let tokens = vec![vec![self.room as u64, 1]];
+            Some(Arc::new(ExpertLoads { tokens, ..ExpertLoads::default() }))
+        }
     }
 
     struct Counter(Arc<AtomicU32>);
@@ -249,6 +262,7 @@ mod tests {
         let again = replicas.submit(request(1), Box::new(Counter(heard.clone())));
         assert!(matches!(again, Err(Refusal::Invalid(_))));
         assert_eq!(replicas.load().waiting, 6);
+        assert_eq!(replicas.experts().expect("both have some").tokens, [[6, 2]]);
         replicas.cancel(RequestId(2));
         replicas.cancel(RequestId(77));
         let cancelled = fakes.iter().map(|f| f.cancelled.load(Ordering::Relaxed)).sum::<u32>();

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pomona_types::{Load, Refusal, Replica, ReplicaInfo, Request, RequestId, TokenSink};
+use pomona_types::{
+    ExpertLoads, Load, Refusal, Replica, ReplicaInfo, Request, RequestId, TokenSink,
+};
 
 use journal::Journal;
 
@@ -50,6 +52,8 @@ struct Seat {
     info: ReplicaInfo,
     now: Mutex<Now>,
     journal: Arc<Journal>,
+    /// What experts had counted in lives that are over.
+    past: Mutex<Option<Arc<ExpertLoads>>>,
 }
 
 enum Now {
@@ -66,7 +70,7 @@ impl Revived {
     pub fn new(life: Box<dyn Life>, make: Maker) -> std::io::Result<Revived> {
         let replica = life.replica();
         let (info, now) = (replica.info().clone(), Mutex::new(Now::Up(replica)));
-        let seat = Arc::new(Seat { info, now, journal: Arc::default() });
+        let seat = Arc::new(Seat { info, now, journal: Arc::default(), past: Mutex::default() });
         let (stop, stopped) = channel();
         let keeper = Keeper { seat: seat.clone(), life: Some(life), make };
         let keeper =
@@ -114,7 +118,11 @@ impl Keeper {
                 return LOOK;
             };
             tracing::warn!("making the replica again: {why}");
-            *self.seat.now() = Now::Down(why, Instant::now());
+            let replica = life.replica();
+            let mut now = self.seat.now();
+            *now = Now::Down(why, Instant::now());
+            self.seat.bury(replica.as_ref());
+            drop(now);
             // First the old one, for its memory and its ranks.
             self.life = None;
         }
@@ -156,6 +164,24 @@ impl Seat {
             Now::Up(replica) => Some(replica.clone()),
             Now::Down(..) => None,
         }
+    }
+}
+
+impl Seat {
+    /// What a life has counted that is over, and those before it.
+    fn bury(&self, replica: &dyn Replica) {
+        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        *past = sum(past.take(), replica.experts());
+    }
+}
+
+fn sum(a: Option<Arc<ExpertLoads>>, b: Option<Arc<ExpertLoads>>) -> Option<Arc<ExpertLoads>> {
+    match (a, b) {
+        (Some(mut a), Some(b)) => {
+            Arc::make_mut(&mut a).add(&b);
+            Some(a)
+        }
+        (a, b) => a.or(b),
     }
 }
 
@@ -203,6 +229,18 @@ impl Replica for Seat {
                 ..Load::default()
             },
         }
+    }
+
+    /// Of all lives.
+    fn experts(&self) -> Option<Arc<ExpertLoads>> {
+        // Under the lock: no life is counted twice.
+        let now = self.now();
+        let alive = match &*now {
+            Now::Up(replica) => replica.experts(),
+            Now::Down(..) => None,
+        };
+        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        sum(past, alive)
     }
 }
 

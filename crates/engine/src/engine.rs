@@ -15,11 +15,12 @@ use pomona_scheduler::batch::{
     Config, Effects, Method, Ordering, Speculation, State, StepPlan, StepResult,
 };
 use pomona_types::{
-    GroupError, Load, Micros, ModelSpec, Refusal, Replica, ReplicaInfo, Request, RequestId,
-    Sampling, TokenId, TokenSink,
+    ExpertLoads, GroupError, Load, Micros, ModelSpec, Refusal, Replica, ReplicaInfo, Request,
+    RequestId, Sampling, TokenId, TokenSink,
 };
 
 use crate::draft::Draft;
+use crate::experts::{ExpertWatch, Told};
 use crate::input::{Input, Keeper};
 use crate::kv::{draft_kv_cache, kv_cache};
 use crate::ranks::Others;
@@ -98,6 +99,7 @@ pub(crate) struct Shared {
     /// When the engine last finished a step or found nothing to do, in microseconds.
     progress: AtomicU64,
     steps: AtomicU64,
+    pub(crate) experts: Told,
 }
 
 struct Inner {
@@ -106,6 +108,12 @@ struct Inner {
     working: bool,
     stop: bool,
     down: Option<String>,
+}
+
+impl Inner {
+    fn new(state: State) -> Inner {
+        Inner { state, arrivals: Vec::new(), working: false, stop: false, down: None }
+    }
 }
 
 /// What the step loop does next.
@@ -187,19 +195,15 @@ impl Engine {
             },
             seed: config.seed,
             started: Instant::now(),
-            inner: Mutex::new(Inner {
-                state,
-                arrivals: Vec::new(),
-                working: false,
-                stop: false,
-                down: None,
-            }),
+            inner: Mutex::new(Inner::new(state)),
             wake: Condvar::new(),
             progress: AtomicU64::new(0),
             steps: AtomicU64::new(0),
+            experts: Told::default(),
         });
         let stepper = Stepper {
             shared: shared.clone(),
+            experts: spec.experts.map(|_| ExpertWatch::new()),
             model,
             ops,
             kv,
@@ -440,5 +444,9 @@ impl Replica for Shared {
             accepted_tokens: stats.accepted_tokens,
             down: inner.down.clone(),
         }
+    }
+
+    fn experts(&self) -> Option<Arc<ExpertLoads>> {
+        self.experts.get()
     }
 }

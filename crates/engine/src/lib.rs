@@ -8,6 +8,7 @@
 
 mod draft;
 mod engine;
+mod experts;
 mod input;
 mod kv;
 mod order;

@@ -17,12 +17,14 @@ pub(crate) enum Kind {
     Step,
     /// Take logits of the oldest step that was run and not asked about yet.
     Outputs,
+    /// Hand over what layers of experts have counted.
+    Counts,
     /// Nothing follows.
     End,
 }
 
 impl Kind {
-    const ALL: [Kind; 3] = [Kind::Step, Kind::Outputs, Kind::End];
+    const ALL: [Kind; 4] = [Kind::Step, Kind::Outputs, Kind::Counts, Kind::End];
 
     /// Becomes a message without a step.
     pub(crate) fn write(self, message: &mut Vec<u8>) {

@@ -104,10 +104,20 @@ impl Others {
 
     /// The oldest step's logits are wanted. Without stages, they are taken after each step.
     pub(crate) fn outputs(&mut self) -> Result<(), GroupError> {
+        self.ask(Kind::Outputs)
+    }
+
+    /// What experts have counted is wanted. Without stages, the leader knows it by itself.
+    pub(crate) fn counts(&mut self) -> Result<(), GroupError> {
+        self.ask(Kind::Counts)
+    }
+
+    /// Asks for what only other stages have.
+    fn ask(&mut self, kind: Kind) -> Result<(), GroupError> {
         if self.stages == 1 {
             return Ok(());
         }
-        Kind::Outputs.write(&mut self.message);
+        kind.write(&mut self.message);
         self.world.broadcast(LEADER, &mut self.message)
     }
 
@@ -169,6 +179,7 @@ pub fn follow(
                 return Ok(());
             }
             (Kind::Outputs, _) => logits.take(ops)?,
+            (Kind::Counts, _) => drop(logits.model.expert_counts(ops)?),
             (Kind::Step, rest) => {
                 order.read(rest).ok_or(EngineError::Order)?;
                 if order.tokens.is_empty() || order.tokens.len() > max_tokens {

@@ -15,6 +15,7 @@ use pomona_types::{
 use crate::EngineError;
 use crate::draft::Draft;
 use crate::engine::{Next, Shared};
+use crate::experts::ExpertWatch;
 use crate::input::{Input, Stretch};
 use crate::order::Order;
 use crate::ranks::Others;
@@ -32,6 +33,8 @@ pub(crate) struct Stepper {
     pub(crate) active: HashMap<RequestId, Active>,
     /// The ranks that this one leads, if the model is divided.
     pub(crate) others: Option<Others>,
+    /// Where layers consist of experts.
+    pub(crate) experts: Option<ExpertWatch>,
     /// Steps that are being computed, in their order: several where the model has stages.
     pub(crate) flights: VecDeque<Flight>,
     /// Memory of steps that are over.
@@ -45,6 +48,8 @@ pub(crate) struct Stepper {
 pub(crate) struct Flight {
     pub(crate) plan: StepPlan,
     order: Order,
+    /// Whether what experts have counted by then is to be told.
+    counts: bool,
 }
 
 /// A request between submission and its end.
@@ -134,9 +139,10 @@ impl Stepper {
         loop {
             let mut flight = self.landed.pop().unwrap_or_default();
             let idle = self.flights.is_empty();
+            let sleeps = idle && !self.experts.as_ref().is_some_and(ExpertWatch::is_stale);
             let (effects, active) = (&mut self.effects, &mut self.active);
-            match self.shared.next_plan(idle, &mut flight.plan, effects, active) {
-                Next::Stop if idle => return Ok(()),
+            match self.shared.next_plan(sleeps, &mut flight.plan, effects, active) {
+                Next::Stop if sleeps => return Ok(()),
                 Next::Step => {
                     self.depart(&mut flight)?;
                     self.flights.push_back(flight);
@@ -152,6 +158,9 @@ impl Stepper {
                 let (plan, active) = (&flight.plan, &mut self.active);
                 self.shared.commit(plan, &self.result, &mut self.effects, active);
                 self.landed.push(flight);
+            } else if !sleeps {
+                self.ask_experts()?;
+                self.tell_experts()?;
             }
             self.deliver();
         }
@@ -169,15 +178,34 @@ impl Stepper {
         if let Some(others) = &mut self.others {
             others.step(order)?;
         }
+        flight.counts = self.experts.as_mut().is_some_and(ExpertWatch::step);
+        if flight.counts {
+            self.ask_experts()?;
+        }
         let device = self.ops.device().as_ref();
-        let batch = self.input.batch(device, &order.tokens, &order.stretches)?;
+        let Order { tokens, stretches, .. } = &flight.order;
+        let batch = self.input.batch(device, tokens, stretches)?;
         Ok(self.model.forward(self.ops.as_ref(), &batch, &self.kv)?)
+    }
+
+    /// Asks other stages for what their experts have counted.
+    fn ask_experts(&mut self) -> Result<(), EngineError> {
+        Ok(self.others.as_mut().map_or(Ok(()), Others::counts)?)
+    }
+
+    /// Tells what experts have counted, when other stages were asked.
+    fn tell_experts(&mut self) -> Result<(), EngineError> {
+        if let Some(watch) = &mut self.experts {
+            let counts = self.model.expert_counts(self.ops.as_ref())?;
+            watch.tell(counts, self.flights.is_empty(), &self.shared.experts);
+        }
+        Ok(())
     }
 
     /// Ends the oldest step: samples after the last known token, and after each draft for as long
     /// as it is the very token that was sampled.
     fn arrive(&mut self, flight: &Flight) -> Result<(), EngineError> {
-        let Flight { plan, order } = flight;
+        let Flight { plan, order, counts } = flight;
         if let Some(others) = &mut self.others {
             others.outputs()?;
         }
@@ -202,7 +230,8 @@ impl Stepper {
                 }
             }
         };
-        self.logits.each(self.model.as_mut(), self.ops.as_ref(), outputs, take)
+        self.logits.each(self.model.as_mut(), self.ops.as_ref(), outputs, take)?;
+        if *counts { self.tell_experts() } else { Ok(()) }
     }
 
     /// Hands tokens and ends to their sinks.

@@ -5,6 +5,7 @@
 mod support;
 
 use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use pomona_engine::{Engine, EngineConfig, FollowConfig, Others, Seat, Speculation, follow};
 use pomona_fabric::coll::Choices;
@@ -12,7 +13,8 @@ use pomona_fabric::link::shm::{ShmEpoch, ShmOptions};
 use pomona_kernels::Ops;
 use pomona_models::{Checkpoint, Division, LoadOptions, Model, Parallel, Ranks};
 use pomona_types::{
-    Finish, Replica, Request, RequestId, Sampling, TenantId, TokenId, TokenOutput, TokenSink,
+    ExpertLoads, Finish, Replica, Request, RequestId, Sampling, TenantId, TokenId, TokenOutput,
+    TokenSink,
 };
 use support::{checkpoint, eager, ngram, ops, tiny_config};
 
@@ -101,7 +103,49 @@ fn load(checkpoint: &Checkpoint, ops: &dyn Ops, ranks: Ranks) -> Box<dyn Model> 
 /// Runs a model over threads, one for each rank.
 fn divided(name: &str, parallel: Parallel) -> Vec<Answer> {
     let config = EngineConfig { eos_token_ids: vec![], ..tiny_config(true, false) };
-    run(name, parallel, config, requests)
+    run(name, parallel, config, (requests, once))
+}
+
+/// The same with copies of some experts, and the others anywhere.
+fn divided_with_copies(name: &str, parallel: Parallel) -> Vec<Answer> {
+    let config = EngineConfig { eos_token_ids: vec![], ..tiny_config(true, false) };
+    run(name, parallel, config, (requests, copied))
+}
+
+/// Where experts are.
+type Places = fn(Division) -> Division;
+
+fn once(division: Division) -> Division {
+    division
+}
+
+fn copied(division: Division) -> Division {
+    let ranks = division.hidden.len();
+    let of = |layer: usize, expert: usize| {
+        let mut holders = vec![(expert * 7 + layer) % ranks];
+        if expert.is_multiple_of(2) {
+            holders.push((holders[0] + 1) % ranks);
+        }
+        holders.sort_unstable();
+        holders
+    };
+    let layers = division.experts.iter().enumerate();
+    let places = layers.map(|(l, all)| (0..all.experts()).map(|e| of(l, e)).collect()).collect();
+    division.with_experts(places).unwrap()
+}
+
+/// What experts have counted, once the engine has nothing to do and has told it.
+fn counted(replica: &dyn Replica) -> ExpertLoads {
+    let begun = Instant::now();
+    loop {
+        let loads = replica.experts().unwrap_or_default();
+        let sums: Vec<u64> = loads.tokens.iter().map(|tokens| tokens.iter().sum()).collect();
+        if sums.first() > Some(&0) && sums.iter().all(|sum| *sum == sums[0]) {
+            return (*loads).clone();
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{loads:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// The same with long sequences, and memory for few of them.
@@ -114,17 +158,17 @@ fn divided_long(name: &str, parallel: Parallel, speculation: Option<Speculation>
         speculation,
         ..tiny
     };
-    run(name, parallel, config, long_requests)
+    run(name, parallel, config, (long_requests, once))
 }
 
 fn run(
     name: &str,
     parallel: Parallel,
     config: EngineConfig,
-    requests: fn(u32) -> Vec<Request>,
+    (requests, places): (fn(u32) -> Vec<Request>, Places),
 ) -> Vec<Answer> {
     let checkpoint = checkpoint(name);
-    let division = Division::new(checkpoint.spec(), parallel).unwrap();
+    let division = places(Division::new(checkpoint.spec(), parallel).unwrap());
     let epoch = ShmEpoch::create(ShmOptions::new(parallel.ranks(), ARENA)).unwrap();
     let stages = parallel.pipeline as usize;
     let follow_config = FollowConfig {
@@ -157,6 +201,18 @@ fn run(
         let answers = answers(engine.replica().as_ref(), requests);
         let load = engine.replica().load();
         assert_eq!((load.running, load.blocks_used), (0, 0));
+        if checkpoint.spec().experts.is_some() {
+            let loads = counted(engine.replica().as_ref());
+            let pairs: u64 = loads.tokens.iter().flatten().sum();
+            let sharing = (parallel.tensor * parallel.context) as usize;
+            if sharing > 1 {
+                assert_eq!(loads.pairs.len(), parallel.ranks());
+                assert_eq!(loads.pairs.iter().sum::<u64>(), pairs, "each is one rank's");
+                assert!((1.0..=sharing as f64).contains(&loads.balance().unwrap()), "{loads:?}");
+            } else {
+                assert_eq!(loads.balance(), None);
+            }
+        }
         engine.stop();
         followers.into_iter().for_each(|follower| follower.join().unwrap().unwrap());
         answers
@@ -167,6 +223,17 @@ fn run(
 fn tokens_of_experts_do_not_depend_on_the_number_of_stages() {
     let alone = divided("mixtral", Parallel::default());
     assert!(divided("mixtral", Parallel { pipeline: 2, ..Parallel::default() }) == alone);
+}
+
+#[test]
+fn tokens_do_not_depend_on_who_has_which_experts() {
+    for name in ["mixtral", "qwen3-moe"] {
+        let alone = divided(name, Parallel::default());
+        for (tensor, pipeline) in [(2, 1), (3, 1), (4, 1), (2, 2)] {
+            let parallel = Parallel { tensor, context: 1, pipeline };
+            assert!(divided_with_copies(name, parallel) == alone, "{name} over {parallel:?}");
+        }
+    }
 }
 
 #[test]

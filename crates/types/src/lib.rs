@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod collective;
+mod experts;
 mod id;
 mod model;
 mod replica;
@@ -14,6 +15,7 @@ mod request;
 mod units;
 
 pub use collective::{Collective, GroupError, LostCause};
+pub use experts::ExpertLoads;
 pub use id::{RequestId, TenantId, TokenId};
 pub use model::{ExpertsSpec, LayerGroup, LayerKind, ModelSpec};
 pub use replica::{

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::{FinishReason, Micros, Request, RequestId, TokenId};
+use crate::{ExpertLoads, FinishReason, Micros, Request, RequestId, TokenId};
 
 /// One copy of a model that continues sequences.
 pub trait Replica: Send + Sync {
@@ -20,6 +20,12 @@ pub trait Replica: Send + Sync {
 
     /// A snapshot of counters and queues. Cheap; never waits for a step.
     fn load(&self) -> Load;
+
+    /// What layers of experts have counted, as of a second ago or since there was nothing to do.
+    /// `None` where there are no such layers. Never waits for a step.
+    fn experts(&self) -> Option<Arc<ExpertLoads>> {
+        None
+    }
 }
 
 /// Where a request's tokens go. Called from the engine's thread: must not block.

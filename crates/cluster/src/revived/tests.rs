@@ -50,6 +50,9 @@ impl Replica for Mortal {
         let down = self.down.load(Ordering::SeqCst).then(|| "rank 1 was lost".to_owned());
         Load { down, ..Load::default() }
     }
+    fn experts(&self) -> Option<Arc<ExpertLoads>> {
+        Some(Arc::new(ExpertLoads { pairs: vec![3, 4], ..ExpertLoads::default() }))
+    }
 }
 
 struct Only(Arc<Mortal>);
@@ -155,6 +158,7 @@ fn clients_hear_nothing_of_a_death_not_even_of_two() {
     let (tokens, ends) = lock(&heard.0).clone();
     assert_eq!((tokens, ends), (vec![0, 1, 2, 3, 4], vec![FinishReason::Length]));
     assert_eq!(revived.seat.journal.len(), 0);
+    assert_eq!(replica.experts().expect("each life has some").pairs, [9, 12]);
 }
 
 #[test]
