@@ -68,6 +68,7 @@ pub(crate) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
         .map(|model| Scrape {
             name: model.name(),
             load: model.served.replica.load(),
+            experts: model.served.replica.experts(),
             metrics: &model.metrics,
         })
         .collect();

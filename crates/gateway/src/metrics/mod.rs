@@ -2,14 +2,16 @@
 //! come from the replica's [`Load`](pomona_types::Load) at the time of asking; latencies and
 //! tokens are counted where a request's tokens pass.
 
+mod experts;
 mod exposition;
 mod histogram;
 mod meter;
 mod responses;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pomona_types::Load;
+use pomona_types::{ExpertLoads, Load};
 
 use exposition::{Exposition, Labels};
 use histogram::Histogram;
@@ -143,6 +145,7 @@ impl ModelMetrics {
 pub(crate) struct Scrape<'a> {
     pub(crate) name: &'a str,
     pub(crate) load: Load,
+    pub(crate) experts: Option<Arc<ExpertLoads>>,
     pub(crate) metrics: &'a ModelMetrics,
 }
 
@@ -210,6 +213,7 @@ pub(crate) fn expose(models: &[Scrape<'_>], responses: &Responses) -> String {
             out.sample(name, &labels(model), read(model));
         }
     }
+    experts::expose(&mut out, models);
     let name = "vllm:request_success_total";
     out.metric(name, "counter", "Requests finished, by reason.");
     for model in models {
