@@ -2,6 +2,8 @@
 //! and with operations, an engine and a tokenizer it becomes a replica. Decides nothing that a
 //! crate below could decide.
 
+mod expert_file;
+mod experts;
 mod follow;
 mod replica;
 mod weights;
@@ -23,8 +25,11 @@ use crate::cli::EngineArgs;
 use crate::memory::{self, Fit, Needs, Wishes};
 use crate::models::progress::say;
 use crate::models::{Resolved, Surroundings, catalogue, resolve};
+use expert_file::Keeper;
 use replica::Running;
 
+pub use expert_file::Counted;
+pub use experts::{divide, expected};
 pub use follow::Follower;
 pub use weights::{Weights, cpu_ops, threads};
 
@@ -91,6 +96,8 @@ pub struct Prepared {
     name: String,
     /// Over which ranks.
     division: Division,
+    /// What its experts had to do in earlier runs, where that is kept.
+    counted: Option<Counted>,
     /// Its files.
     pub resolved: Resolved,
     /// What is in them.
@@ -115,9 +122,9 @@ pub fn prepare(name: &str, args: &EngineArgs) -> Result<Prepared> {
              --context-parallel-size, or take drafts from the text itself"
         );
     }
-    let wishes = wishes(&checkpoint, draft.as_ref(), args)?;
+    let (division, counted) = divide(&checkpoint, args)?;
+    let wishes = wishes(&checkpoint, &division, draft.as_ref(), args)?;
     let fit = memory::fit(checkpoint.spec(), &wishes)?;
-    let division = Division::new(checkpoint.spec(), args.parallel.division())?;
     if args.nodes.node_listen.is_some() && division.parallel.ranks() == 1 {
         bail!(
             "--node-listen has nothing to wait for: say over how many ranks the model is to be \
@@ -127,7 +134,18 @@ pub fn prepare(name: &str, args: &EngineArgs) -> Result<Prepared> {
     weights::remark_on_threads(args);
     let (name, threads, args) = (name.to_owned(), threads(args), args.clone());
     let digest = OnceLock::new();
-    Ok(Prepared { name, division, resolved, checkpoint, digest, fit, draft, args, threads })
+    Ok(Prepared {
+        name,
+        division,
+        counted,
+        resolved,
+        checkpoint,
+        digest,
+        fit,
+        draft,
+        args,
+        threads,
+    })
 }
 
 /// What flags and machine say about memory.
@@ -136,12 +154,12 @@ pub fn prepare(name: &str, args: &EngineArgs) -> Result<Prepared> {
 /// When the draft model does not belong to the model.
 pub fn wishes(
     checkpoint: &Checkpoint,
+    division: &Division,
     draft: Option<&Checkpoint>,
     args: &EngineArgs,
 ) -> Result<Wishes> {
-    let division = Division::new(checkpoint.spec(), args.parallel.division())?;
     let ranks = 0..division.parallel.ranks();
-    let ranks = ranks.map(|rank| rank_needs(checkpoint, &division, rank, args));
+    let ranks = ranks.map(|rank| rank_needs(checkpoint, division, rank, args));
     let replica = match args.nodes.apart() {
         // Each has a machine of its own. What the others have is known when they join.
         true => ranks.reduce(Needs::max).unwrap_or_default(),
@@ -207,6 +225,8 @@ pub struct Loaded {
     /// All that runs, as one.
     pub replica: Arc<dyn Replica>,
     running: Vec<Running>,
+    /// Behind them, so that it has heard everything.
+    keeper: Option<Keeper>,
     /// The model's.
     pub tokenizer: Arc<Tokenizer>,
     /// The model's, or the one that was given; `None` for a base model.
@@ -218,6 +238,7 @@ impl Loaded {
     /// Ends all requests, engines and ranks. Takes at most a step.
     pub fn stop(self) {
         drop(self.running);
+        drop(self.keeper);
     }
 
     /// The same for the gateway, under these names.
@@ -275,7 +296,14 @@ impl Prepared {
             None => sampling_defaults(&prepared.resolved.path),
         };
         let replica = replica::as_one(&running)?;
-        Ok(Loaded { replica, running, tokenizer: Arc::new(tokenizer), template, defaults })
+        let keeper = prepared.keeper(&replica)?;
+        Ok(Loaded { replica, running, keeper, tokenizer: Arc::new(tokenizer), template, defaults })
+    }
+
+    /// Keeps what experts have to do in the file that the flags name, if they do.
+    fn keeper(&self, replica: &Arc<dyn Replica>) -> Result<Option<Keeper>> {
+        let file = self.args.experts.expert_loads.clone().zip(self.counted.clone());
+        file.map(|(file, counted)| Keeper::start(file, counted, replica.clone())).transpose()
     }
 
     /// The model's tokenizer, which must be the draft model's too: its tokens are fed to both.

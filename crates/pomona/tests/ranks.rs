@@ -282,3 +282,124 @@ fn inspect_shows_what_each_rank_would_hold() {
     // Norms are on both ranks of a stage.
     assert!((whole * 9 / 10..whole * 11 / 10).contains(&bytes), "{bytes} of {whole}");
 }
+
+/// A tiny mixture of experts with a tokenizer of single bytes.
+fn tiny_moe() -> tempfile::TempDir {
+    let (folder, source) = (tempfile::tempdir().unwrap(), golden("mixtral"));
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(source.join(file), folder.path().join(file)).unwrap();
+    }
+    // Bytes that are no characters stand as those from 256 on, as in GPT-2's vocabulary.
+    let mut others = 256..;
+    let letter = |byte: u32| match byte {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => byte,
+        _ => others.next().unwrap(),
+    };
+    let letters = (0..256).map(letter).map(|code| char::from_u32(code).unwrap().to_string());
+    let tokens = letters.chain((256..272).map(|id| format!("<{id}>")));
+    let vocab: serde_json::Map<String, Value> =
+        tokens.enumerate().map(|(id, token)| (token, id.into())).collect();
+    let bytes = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
+    });
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
+        "pre_tokenizer": bytes, "decoder": bytes,
+        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+    });
+    fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    folder
+}
+
+/// The samples of a metric, in their order.
+fn samples(url: &str, name: &str) -> Vec<f64> {
+    let text = ureq::get(format!("{url}/metrics")).call().unwrap();
+    let text = text.into_body().read_to_string().unwrap();
+    let own = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
+    own.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect()
+}
+
+#[test]
+fn copies_of_experts_change_no_answer() {
+    let model = tiny_moe();
+    let file = model.path().join("loads.json");
+    let loads = format!("--expert-loads {}", file.display());
+    let counted = || -> u64 {
+        let found: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        let layers = found["tokens"].as_array().unwrap().iter();
+        layers.flat_map(|layer| layer.as_array().unwrap()).map(|n| n.as_u64().unwrap()).sum()
+    };
+    let (mut before, mut expected) = (0, None);
+    for division in ["", "--tp 2 --ep", "--tp 4", "--tp 2 --pp 2", "--tp 2 --dp 2"] {
+        let copies = if division.is_empty() { "" } else { "--num-redundant-experts 3" };
+        let flags = format!("{division} {copies} {loads}");
+        let (mut server, url) = serve(model.path(), &flags);
+        let answer = complete(&url, 60)["choices"].clone();
+        assert_eq!(&answer, expected.get_or_insert(answer.clone()), "{division}");
+        let told = |tokens: &f64| *tokens > 0.0;
+        let name = "pomona:expert_tokens_total";
+        let sum = until("all is told", || {
+            let tokens = samples(&url, name);
+            assert_eq!(tokens.len(), 2 * 5, "{division}");
+            let layers = tokens.chunks(5).map(|layer| layer.iter().sum::<f64>());
+            let layers: Vec<f64> = layers.collect();
+            (layers[0] == layers[1]).then_some(layers[0] + layers[1]).filter(told)
+        });
+        let pairs = samples(&url, "pomona:expert_pairs_total");
+        let balance = samples(&url, "pomona:expert_balance");
+        if division.is_empty() {
+            assert_eq!((pairs.len(), balance.len()), (0, 0));
+        } else {
+            assert_eq!(pairs.iter().sum::<f64>(), sum, "{division}");
+            assert!((1.0..=4.0).contains(&balance[0]), "{division}: {balance:?}");
+        }
+        kill_process(Pid::from_child(&server.0), Signal::TERM).unwrap();
+        assert!(server.0.wait().unwrap().success());
+        assert_eq!(counted(), before + sum as u64, "{division}");
+        before = counted();
+    }
+}
+
+#[test]
+fn flags_about_experts_are_refused_where_they_would_do_nothing() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let damaged = format!("--expert-loads {}", file.path().display());
+    for (model, flags, advice) in [
+        ("llama", "--tp 2 --enable-expert-parallel", "has no experts"),
+        ("llama", damaged.as_str(), "has no experts"),
+        ("mixtral", "--enable-expert-parallel", "add --tensor-parallel-size"),
+        ("mixtral", "--ep --dp 2", "a replica of --data-parallel-size has all experts"),
+        ("mixtral", "--num-redundant-experts 1 --pp 2", "add --tensor-parallel-size"),
+        ("mixtral", "--tp 2 --num-redundant-experts 6", "choose 5 or fewer"),
+        ("mixtral", damaged.as_str(), "name another file"),
+    ] {
+        let refused = answer(&golden(model), flags);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(advice), "{flags}: {said}");
+    }
+}
+
+#[test]
+fn inspect_shows_who_would_have_which_experts() {
+    let (home, model) = (tempfile::tempdir().unwrap(), golden("mixtral"));
+    let look = |flags: &str| -> Value {
+        let mut inspect = pomona(home.path());
+        inspect.args(["inspect", model.to_str().unwrap(), "--json"]);
+        let output = inspect.args(flags.split_whitespace()).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let bytes = |found: &Value| -> u64 {
+        let ranks = found["memory"]["ranks"].as_array().unwrap().iter();
+        ranks.map(|rank| rank["weight_bytes"].as_u64().unwrap()).sum()
+    };
+    let (plain, copied) = (look("--tp 4"), look("--tp 4 --num-redundant-experts 3"));
+    let ranks = copied["memory"]["ranks"].as_array().unwrap();
+    assert!(ranks.iter().all(|rank| rank["experts"] == 4), "two in each of two layers: {ranks:?}");
+    assert_eq!(copied["placement"]["copies"], 6);
+    // Five experts on four ranks: one rank had two, of a mean of 1.25.
+    assert_eq!(plain["placement"]["balance"], 1.6);
+    assert_eq!(copied["placement"]["balance"], 1.2);
+    // Three matrices of 32 by 24 numbers of four bytes each.
+    assert_eq!(bytes(&copied) - bytes(&plain), 6 * 3 * 32 * 24 * 4);
+    assert_eq!(look("")["placement"], Value::Null);
+}

@@ -12,6 +12,7 @@ use pomona_fabric::secure::Token;
 use pomona_kernels::ActivationBits;
 use pomona_models::{Parallel, Quantization};
 
+use super::experts::ExpertArgs;
 use super::speculative::{Drafting, SpeculativeArgs};
 use crate::models::Surroundings;
 use crate::models::weight_cache::WeightCache;
@@ -110,6 +111,9 @@ pub struct EngineArgs {
 
     #[command(flatten)]
     pub parallel: ParallelArgs,
+
+    #[command(flatten)]
+    pub experts: ExpertArgs,
 
     #[command(flatten)]
     pub nodes: NodesArgs,
@@ -276,7 +280,8 @@ impl EngineArgs {
         self.speculative.drafting()
     }
 
-    /// The flags that give the same settings to another process.
+    /// The flags that give the same settings to another process, which is told where experts are by
+    /// the first rank.
     pub fn to_flags(&self) -> Vec<String> {
         let kv_dtype = match self.kv_cache_dtype.0 {
             DType::F32 => "float32",

@@ -6,13 +6,13 @@ use std::ops::Range;
 
 use anyhow::Result;
 use clap::Args;
-use pomona_kernels::{Isa, LinearPath};
+use pomona_kernels::{Isa, LinearPath, Placement};
 use pomona_models::{Checkpoint, Division, TensorInfo};
-use pomona_types::{LayerKind, ModelSpec};
+use pomona_types::LayerKind;
 use serde::Serialize;
 
 use super::args::{EngineArgs, ModelName};
-use crate::compose;
+use crate::compose::{self, Counted};
 use crate::memory;
 use crate::models::progress::human_bytes;
 
@@ -59,6 +59,8 @@ struct Findings {
     active_parameters: u64,
     formats: Vec<FormatRow>,
     memory: MemoryRow,
+    /// Where experts are divided.
+    placement: Option<PlacementRow>,
     machine: MachineRow,
     tensors: Vec<TensorRow>,
 }
@@ -86,6 +88,20 @@ struct MemoryRow {
     ranks: Vec<RankRow>,
 }
 
+#[derive(Serialize)]
+struct PlacementRow {
+    /// Copies beyond one of each expert, in all layers.
+    copies: usize,
+    /// Whether tokens were counted; otherwise experts are taken to be alike.
+    counted: bool,
+    /// What the busiest rank would have to do, over the mean of all.
+    balance: f64,
+    /// The same with experts divided as if nothing were known of them, once each.
+    balance_plain: f64,
+    /// By layer and expert, of the ranks that share the layer those that have it.
+    holders: Vec<Vec<Vec<usize>>>,
+}
+
 /// Ranges are first and one past the last.
 #[derive(Serialize)]
 struct RankRow {
@@ -94,6 +110,8 @@ struct RankRow {
     heads: [u32; 2],
     kv_heads: [u32; 2],
     ffn: [u32; 2],
+    /// Of all its layers together, copies included.
+    experts: Option<usize>,
     /// Rows of the embedding and the output matrix.
     vocab: Option<[u32; 2]>,
     weight_bytes: u64,
@@ -141,7 +159,8 @@ fn look(args: &InspectArgs) -> Result<Findings> {
     let model = args.model.require("inspect")?;
     let (resolved, checkpoint) = compose::open_to_load(model, &args.engine)?;
     let draft = compose::open_draft(&args.engine)?;
-    let wishes = compose::wishes(&checkpoint, draft.as_ref(), &args.engine)?;
+    let (division, counted) = compose::divide(&checkpoint, &args.engine)?;
+    let wishes = compose::wishes(&checkpoint, &division, draft.as_ref(), &args.engine)?;
     let spec = checkpoint.spec();
     let isa = Isa::detect();
     let tensors: Vec<TensorRow> = checkpoint
@@ -197,7 +216,8 @@ fn look(args: &InspectArgs) -> Result<Findings> {
         parameters: tensors.iter().map(weights).sum(),
         active_parameters: checkpoint.active(TensorInfo::weights),
         formats,
-        memory: memory_row(spec, &wishes, &checkpoint, &args.engine)?,
+        memory: memory_row(&division, &wishes, &checkpoint, &args.engine),
+        placement: placement_row(&division, counted.as_ref(), &checkpoint)?,
         machine: MachineRow {
             kernels: isa.name().to_owned(),
             threads: compose::threads(&args.engine),
@@ -207,16 +227,17 @@ fn look(args: &InspectArgs) -> Result<Findings> {
 }
 
 fn memory_row(
-    spec: &ModelSpec,
+    division: &Division,
     wishes: &memory::Wishes,
     checkpoint: &Checkpoint,
     args: &EngineArgs,
-) -> Result<MemoryRow> {
+) -> MemoryRow {
+    let spec = checkpoint.spec();
     let fit = memory::fit(spec, wishes);
     let row_bytes = compose::kv_row_bytes(spec, args);
     let blocks = fit.as_ref().map_or(0, |fit| fit.kv_blocks);
-    Ok(MemoryRow {
-        ranks: rank_rows(checkpoint, args, blocks)?,
+    MemoryRow {
+        ranks: rank_rows(checkpoint, division, args, blocks),
         weight_bytes: wishes.needs.weight_bytes,
         kv_token_bytes: memory::kv_token_bytes(spec, row_bytes),
         kv_context_bytes: memory::blocks_for(
@@ -233,23 +254,47 @@ fn memory_row(
             scratch_bytes: fit.scratch_bytes,
             total_bytes: fit.total_bytes(),
         }),
-    })
+    }
+}
+
+/// Who has which experts, and what is expected of that.
+fn placement_row(
+    division: &Division,
+    counted: Option<&Counted>,
+    checkpoint: &Checkpoint,
+) -> Result<Option<PlacementRow>> {
+    let plain = Division::new(checkpoint.spec(), division.parallel)?;
+    let expected = compose::expected(division, counted).zip(compose::expected(&plain, counted));
+    Ok(expected.map(|((copies, balance), (_, balance_plain))| PlacementRow {
+        copies,
+        counted: counted.is_some_and(|c| c.tokens.iter().flatten().any(|tokens| *tokens > 0)),
+        balance,
+        balance_plain,
+        holders: division.experts.iter().map(|layer| layer.holders().to_vec()).collect(),
+    }))
 }
 
 /// What each rank would hold of a model that is divided.
-fn rank_rows(checkpoint: &Checkpoint, args: &EngineArgs, blocks: u32) -> Result<Vec<RankRow>> {
-    let spec = checkpoint.spec();
-    let division = Division::new(spec, args.parallel.division())?;
+fn rank_rows(
+    checkpoint: &Checkpoint,
+    division: &Division,
+    args: &EngineArgs,
+    blocks: u32,
+) -> Vec<RankRow> {
     let row = |rank: usize| {
         let place = division.parallel.place(rank);
-        let needs = compose::rank_needs(checkpoint, &division, rank, args);
+        let needs = compose::rank_needs(checkpoint, division, rank, args);
         let range = |r: &Range<u32>| [r.start, r.end];
+        let layers = division.layers[place.stage].clone();
+        let layers = division.experts.get(layers.start as usize..layers.end as usize);
+        let held = |layer: &Placement| layer.here(place.tensor).count();
         RankRow {
             rank,
             layers: range(&division.layers[place.stage]),
             heads: range(&division.heads[place.tensor]),
             kv_heads: range(&division.kv_heads(place.tensor)),
             ffn: range(&division.ffn[place.tensor]),
+            experts: layers.map(|layers| layers.iter().map(held).sum()),
             vocab: (place.stage == 0).then(|| range(&division.vocab[place.tensor])),
             weight_bytes: needs.weight_bytes,
             kv_bytes: needs.block_bytes * u64::from(blocks),
@@ -257,7 +302,7 @@ fn rank_rows(checkpoint: &Checkpoint, args: &EngineArgs, blocks: u32) -> Result<
         }
     };
     let ranks = division.parallel.ranks();
-    Ok(if ranks > 1 { (0..ranks).map(row).collect() } else { Vec::new() })
+    if ranks > 1 { (0..ranks).map(row).collect() } else { Vec::new() }
 }
 
 fn print(out: &mut dyn Write, f: &Findings, every_tensor: bool) -> io::Result<()> {
@@ -319,6 +364,9 @@ fn print(out: &mut dyn Write, f: &Findings, every_tensor: bool) -> io::Result<()
         }
     }
     print_ranks(out, &m.ranks)?;
+    if let Some(p) = &f.placement {
+        print_placement(out, p)?;
+    }
     writeln!(out, "runs on        {} kernels, {} threads", f.machine.kernels, f.machine.threads)?;
     if every_tensor {
         writeln!(out)?;
@@ -336,19 +384,20 @@ fn print_ranks(out: &mut dyn Write, ranks: &[RankRow]) -> io::Result<()> {
     }
     writeln!(
         out,
-        "\nrank   layers   heads  kv heads          ffn          vocabulary     \
+        "\nrank   layers   heads  kv heads          ffn  experts          vocabulary     \
                    weights          KV  activations"
     )?;
     for r in ranks {
         let range = |[first, end]: [u32; 2]| format!("{first}..{end}");
         writeln!(
             out,
-            "{:>4} {:>8} {:>7} {:>9} {:>12} {:>19} {:>11} {:>11} {:>12}",
+            "{:>4} {:>8} {:>7} {:>9} {:>12} {:>8} {:>19} {:>11} {:>11} {:>12}",
             r.rank,
             range(r.layers),
             range(r.heads),
             range(r.kv_heads),
             range(r.ffn),
+            r.experts.map_or("-".to_owned(), |experts| experts.to_string()),
             r.vocab.map_or("-".to_owned(), range),
             human_bytes(r.weight_bytes),
             human_bytes(r.kv_bytes),
@@ -356,4 +405,20 @@ fn print_ranks(out: &mut dyn Write, ranks: &[RankRow]) -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+fn print_placement(out: &mut dyn Write, p: &PlacementRow) -> io::Result<()> {
+    let by = match p.counted {
+        true => "by tokens counted",
+        false => "if all experts get as many tokens",
+    };
+    writeln!(
+        out,
+        "placement      {} copies of experts in {} layers; the busiest rank has {:.2} times the \
+         mean to do, {by} ({:.2} with experts divided in order)",
+        p.copies,
+        p.holders.len(),
+        p.balance,
+        p.balance_plain,
+    )
 }

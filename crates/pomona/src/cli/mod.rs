@@ -5,6 +5,7 @@ mod bench;
 mod cache;
 mod chat;
 mod conversation;
+mod experts;
 mod fabric;
 mod inspect;
 mod node;
@@ -177,7 +178,8 @@ mod tests {
              --max-model-len 4K --max-num-seqs 8 --max-num-batched-tokens 256 --dtype auto \
              --kv-cache-dtype auto --seed 1 --no-enable-prefix-caching \
              --scheduling-policy priority --disable-uvicorn-access-log \
-             --speculative-config {\"method\":\"suffix\"}";
+             --speculative-config {\"method\":\"suffix\"} --enable-expert-parallel \
+             --num-redundant-experts 2";
         let parsed = Cli::try_parse_from(flags.split_whitespace());
         assert!(parsed.is_ok(), "{}", parsed.err().map(|e| e.to_string()).unwrap_or_default());
     }

@@ -28,8 +28,14 @@ const STRANGERS: &[(&[&str], &str)] = &[
         "this version runs on CPUs only; memory for keys and values is --kv-cache-memory",
     ),
     (
-        &["-tp", "-cp", "-pp", "-dp"],
-        "with two dashes: --tp, --cp, --pp or --dp, or in full, such as --tensor-parallel-size",
+        &["-tp", "-cp", "-pp", "-dp", "-ep"],
+        "with two dashes: --tp, --cp, --pp, --dp or --ep, or in full, such as \
+         --tensor-parallel-size",
+    ),
+    (
+        &["--enable-eplb", "--eplb-config", "--enable-ep-weight-filter"],
+        "copies of busy experts are --num-redundant-experts N, and which are busy is kept by \
+         --expert-loads FILE",
     ),
     (&["--numa"], "ranks take cores of their own: see --tensor-parallel-size"),
     (

@@ -24,12 +24,16 @@ use crate::models::progress::human_bytes;
 pub(super) struct Setup {
     weights: Fingerprint,
     fit: Fit,
+    /// By layer and expert, the ranks that have it.
+    experts: Vec<Vec<Vec<usize>>>,
 }
 
 impl Setup {
     /// Of a model that is about to be loaded.
     pub(super) fn of(prepared: &Prepared) -> Result<Setup> {
-        Ok(Setup { weights: prepared.digest()?, fit: prepared.fit })
+        let places = prepared.division.experts.iter().map(|layer| layer.holders().to_vec());
+        let (weights, experts) = (prepared.digest()?, places.collect());
+        Ok(Setup { weights, fit: prepared.fit, experts })
     }
 
     pub(super) fn send(&self, world: &dyn Collective) -> Result<()> {
@@ -93,19 +97,30 @@ impl Follower {
         }
         let rank = link.rank();
         let division = Division::new(checkpoint.spec(), args.parallel.division())?;
-        let Seat { world, ranks } = Seat::take(link, &division, choices)?;
-        let Setup { weights: theirs, fit } = Setup::receive(world.as_ref())?;
+        let Seat { world, mut ranks } = Seat::take(link, &division, choices)?;
+        let Setup { weights: theirs, fit, experts } = Setup::receive(world.as_ref())?;
         if theirs != weights {
             bail!("this rank has other weights than the first one: give both the same files");
         }
+        let division = division.with_experts(experts)?;
+        ranks.division = division.clone();
         if args.nodes.apart() {
             has_room(&rank_needs(&checkpoint, &division, rank, &args), &fit)?;
         }
         let stages = division.parallel.pipeline as usize;
-        let draft = None;
-        let digest = OnceLock::from(weights);
-        let prepared =
-            Prepared { name, division, resolved, checkpoint, digest, fit, draft, args, threads };
+        let (draft, counted, digest) = (None, None, OnceLock::from(weights));
+        let prepared = Prepared {
+            name,
+            division,
+            counted,
+            resolved,
+            checkpoint,
+            digest,
+            fit,
+            draft,
+            args,
+            threads,
+        };
         let Weights { model, ops, finishing, .. } = prepared.load_weights_of(Some(ranks))?;
         await_all(world.as_ref())?;
         let config = FollowConfig {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use pomona_device::Pool;
-use pomona_kernels::{CpuOps, Ops};
-use pomona_models::{Checkpoint, LoadOptions, Model, Ranks};
+use pomona_kernels::{CpuOps, Ops, Placement};
+use pomona_models::{Checkpoint, Division, LoadOptions, Model, Place, Ranks};
 
 use super::Prepared;
 use crate::cli::EngineArgs;
@@ -135,16 +135,54 @@ impl Prepared {
         Ok(match ranks {
             None => cache.entry(name, &whole, self.checkpoint.weight_bytes()),
             Some(Ranks { division, place, .. }) => {
-                let part = format!("{whole}{division:?} {place:?}\n");
+                let part = format!("{whole}{}\n", part_of(division, *place));
                 cache.entry(name, &part, self.checkpoint.part_bytes(division, *place))
             }
         })
     }
 }
 
+/// Which part of a model a rank packs: differs where what it holds does.
+fn part_of(division: &Division, place: Place) -> String {
+    let layers = division.layers[place.stage].clone();
+    let layers = division.experts.get(layers.start as usize..layers.end as usize);
+    let here = |layer: &Placement| layer.here(place.tensor).collect();
+    let experts: Vec<Vec<usize>> = layers.unwrap_or_default().iter().map(here).collect();
+    let mut rows = division.clone();
+    rows.experts.clear();
+    format!("{rows:?} {place:?} {experts:?}")
+}
+
 #[cfg(test)]
 mod tests {
+    use pomona_models::Parallel;
+    use pomona_types::{ExpertsSpec, LayerKind, ModelSpec};
+
     use super::*;
+
+    #[test]
+    fn packed_weights_are_those_of_a_place_and_its_experts() {
+        let spec = ModelSpec {
+            architecture: "mixtral".into(),
+            hidden: 64,
+            ffn: 64,
+            experts: Some(ExpertsSpec { count: 4, per_token: 2 }),
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            vocab: 100,
+            max_position: 128,
+            layers: vec![LayerKind::Full],
+        };
+        let parallel = Parallel { tensor: 2, ..Parallel::default() };
+        let plain = Division::new(&spec, parallel).unwrap();
+        let copied = vec![vec![vec![0], vec![0, 1], vec![1], vec![1]]];
+        let copied = plain.clone().with_experts(copied).unwrap();
+        let [first, second] = [0, 1].map(|rank| parallel.place(rank));
+        assert_eq!(part_of(&plain, first), part_of(&copied, first));
+        assert_ne!(part_of(&plain, second), part_of(&copied, second));
+        assert_ne!(part_of(&plain, first), part_of(&plain, second));
+    }
 
     #[test]
     fn threads_beyond_the_cores_or_the_quota_are_remarked_upon() {
