@@ -1,6 +1,6 @@
 """Writes a checkpoint of a common shape with random weights, for measurements of speed.
 
-    python tools/bench/shape.py VOCABULARY.gguf FOLDER [--shape 1b|moe]
+    python tools/bench/shape.py VOCABULARY.gguf FOLDER [--shape 1b|moe|moe-1b] [--skew 1.0]
         [--quantize LLAMA_BIN/llama-quantize]
 
 The shape 1b is Llama 3.2 1B's with SmolLM2's vocabulary of 49,152: 1.07 G weights, the output
@@ -10,7 +10,13 @@ as it would of any model: in the last two the tied embeddings are Q6_K. Tokenise
 from VOCABULARY.gguf, which has to have as many tokens. The same seed writes the same weights.
 
 The shape moe is a small Mixtral: 8 layers of width 1,024 with 16 experts of the same width, two for
-each token: 474 M weights, of which a token meets 122 M.
+each token: 474 M weights, of which a token meets 122 M. The shape moe-1b has 18 of these layers:
+1,003 M weights, of which a token meets 211 M.
+
+Routers of random weights choose all experts alike, on the whole. With --skew S, the first column
+of the embeddings is one number, which all tokens share, and routers weigh it: of two experts, the
+one with the higher index has its logit raised by up to S more, by its place among all, in turns
+from layer to layer.
 
 What such a model says has no sense, so that it tells nothing of quality. Its logits are of the
 usual size, and rows of the embeddings that are not plain text are small, so that answers are text
@@ -32,6 +38,9 @@ import numpy as np
 
 VOCABULARY, CONTEXT, ROPE_THETA, NORM_EPSILON = 49_152, 16_384, 500_000.0, 1e-5
 HEAD_DIM = 64
+EMBEDDING_DEVIATION = 0.02
+# What the first column of the embeddings is where routers prefer some experts.
+SHARED = 1.0
 CHUNK_ROWS = 4096
 FORMATS = ("Q8_0", "Q4_0", "Q4_K_M")
 
@@ -51,6 +60,7 @@ class Shape:
 SHAPES = {
     "1b": Shape("shape-1b", 2048, 16, 8192, 32, 8),
     "moe": Shape("shape-moe", 1024, 8, 1024, 16, 4, experts=16, experts_per_token=2),
+    "moe-1b": Shape("shape-moe-1b", 1024, 18, 1024, 16, 4, experts=16, experts_per_token=2),
 }
 
 
@@ -73,7 +83,8 @@ def feed_forward(shape, added):
 def tensors(shape):
     """Names in safetensors and GGUF, shapes, and the standard deviation of the weights."""
     hidden, heads, kv_heads = shape.hidden, shape.heads * HEAD_DIM, shape.kv_heads * HEAD_DIM
-    yield "model.embed_tokens.weight", "token_embd.weight", (VOCABULARY, hidden), 0.02
+    table = (VOCABULARY, hidden)
+    yield "model.embed_tokens.weight", "token_embd.weight", table, EMBEDDING_DEVIATION
     # What is added to the residual stream grows by as little in deep models as in shallow ones.
     added = 1 / math.sqrt(2 * shape.layers)
     matrices = [
@@ -100,8 +111,22 @@ def bf16(values):
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def chunks(seed, index, shape, deviation, row_scale):
+def prefer(model, name, values, skew):
+    """Gives all tokens a number in common, and has routers weigh it, expert by expert."""
+    if name == "model.embed_tokens.weight":
+        values[:, 0] = SHARED
+    elif name.endswith("block_sparse_moe.gate.weight"):
+        layer = int(name.split(".")[2])
+        # About the root mean square of what a layer's norm divides by.
+        added = layer / (2 * model.layers)
+        size = math.sqrt(SHARED**2 / model.hidden + EMBEDDING_DEVIATION**2 + added)
+        places = (np.arange(model.experts) + 5 * layer) % model.experts / (model.experts - 1)
+        values[:, 0] = skew * places * size / SHARED
+
+
+def chunks(seed, index, model, skew, row_scale):
     """A tensor's rows, some at a time. Without a deviation it is a norm's weight: ones."""
+    name, _, shape, deviation = list(tensors(model))[index]
     if deviation == 0.0:
         yield bf16(np.ones(shape))
         return
@@ -111,6 +136,8 @@ def chunks(seed, index, shape, deviation, row_scale):
         values = numbers.standard_normal((rows, shape[1]), dtype=np.float32) * deviation
         if index == 0:
             values *= row_scale[first : first + rows, None]
+        if skew:
+            prefer(model, name, values, skew)
         yield bf16(values)
 
 
@@ -126,7 +153,7 @@ def scale_of_rows(vocabulary):
     return np.where(plain, 1.0, 1 / 16).astype(np.float32)
 
 
-def write_safetensors(path, model, seed, row_scale):
+def write_safetensors(path, model, seed, skew, row_scale):
     """Writes all tensors; returns views of the file by name."""
     entries, offset = {}, 0
     for name, _, shape, _ in tensors(model):
@@ -137,8 +164,8 @@ def write_safetensors(path, model, seed, row_scale):
     header += b" " * (-len(header) % 8)
     with open(path, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        for index, (name, _, shape, deviation) in enumerate(tensors(model)):
-            for chunk in chunks(seed, index, shape, deviation, row_scale):
+        for index, (name, *_) in enumerate(tensors(model)):
+            for chunk in chunks(seed, index, model, skew, row_scale):
                 file.write(chunk.tobytes())
             done = entries[name]["data_offsets"][1]
             print(f"\r{path.name}: {done / 1e9:.2f} of {offset / 1e9:.2f} GB", end="", flush=True)
@@ -151,7 +178,7 @@ def write_safetensors(path, model, seed, row_scale):
     return views
 
 
-def write_folder(folder, source, model, seed, row_scale):
+def write_folder(folder, source, model, seed, skew, row_scale):
     folder.mkdir(parents=True, exist_ok=True)
     from transformers import AutoTokenizer, LlamaConfig, MixtralConfig
 
@@ -183,7 +210,7 @@ def write_folder(folder, source, model, seed, row_scale):
     config.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     tokenizer.save_pretrained(folder)
-    return write_safetensors(folder / "model.safetensors", model, seed, row_scale)
+    return write_safetensors(folder / "model.safetensors", model, seed, skew, row_scale)
 
 
 def gguf_tensors(model):
@@ -249,12 +276,13 @@ def main():
     parser.add_argument("folder", type=pathlib.Path, help="where to write, about 6 GB in all")
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--skew", type=float, default=0.0, help="how much routers prefer experts")
     parser.add_argument("--quantize", type=pathlib.Path, help="llama.cpp's llama-quantize")
     args = parser.parse_args()
     vocabulary = gguf.GGUFReader(args.vocabulary)
     model = SHAPES[args.shape]
     folder, row_scale = args.folder / model.name, scale_of_rows(vocabulary)
-    views = write_folder(folder, args.vocabulary, model, args.seed, row_scale)
+    views = write_folder(folder, args.vocabulary, model, args.seed, args.skew, row_scale)
     whole = args.folder / f"{model.name}-BF16.gguf"
     write_gguf(whole, vocabulary, model, views)
     for name in FORMATS if args.quantize else ():
