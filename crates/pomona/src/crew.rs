@@ -23,8 +23,8 @@ use crate::models::progress::say;
 const JOIN_LIMIT: Duration = Duration::from_secs(600);
 /// The same where somebody asks again and again.
 const QUICK: Duration = Duration::from_millis(500);
-/// How long a node may take to find the weights.
-const PREPARATION: Duration = Duration::from_secs(60);
+/// How long a node may take to find the weights, which it may have to download.
+const PREPARATION: Duration = Duration::from_secs(3600);
 /// How long ranks may take to connect to each other.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
