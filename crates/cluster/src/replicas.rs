@@ -74,15 +74,18 @@ impl Replica for Replicas {
         self.all[0].info()
     }
 
-    /// Asks the replica that the router chooses; if it is full or down, the next best.
+    /// Asks the replica that the router chooses; if it is full or down, the next best. Those that
+    /// are being started again come last.
     fn submit(&self, request: Request, sink: Box<dyn TokenSink>) -> Result<(), Refusal> {
         let mut refused: Vec<usize> = Vec::new();
+        let ready: Vec<bool> = self.all.iter().map(|one| !one.load().restarting).collect();
         let mut refusal = Refusal::Unavailable("there is no replica".to_owned());
         let sink = Arc::new(Mutex::new(sink));
         while refused.len() < self.all.len() {
             let (tenant, max_tokens) = (request.tenant, request.sampling.max_tokens);
             let mut desk = lock(&self.desk);
-            let open = |replica: usize| !refused.contains(&replica);
+            let some_left = (0..ready.len()).any(|at| ready[at] && !refused.contains(&at));
+            let open = |at: usize| !refused.contains(&at) && (ready[at] || !some_left);
             let Some(route) = desk.router.route(tenant, &request.prompt, max_tokens, open) else {
                 break;
             };
@@ -122,24 +125,7 @@ impl Replica for Replicas {
     /// Sums; the longest stall. Down when all are.
     fn load(&self) -> Load {
         let loads = self.all.iter().map(|replica| replica.load());
-        let sum = |a: Load, b: Load| Load {
-            running: a.running + b.running,
-            waiting: a.waiting + b.waiting,
-            blocks_used: a.blocks_used + b.blocks_used,
-            blocks_total: a.blocks_total + b.blocks_total,
-            steps: a.steps + b.steps,
-            stalled_for: a.stalled_for.max(b.stalled_for),
-            prefix_queries: a.prefix_queries + b.prefix_queries,
-            prefix_hits: a.prefix_hits + b.prefix_hits,
-            preemptions: a.preemptions + b.preemptions,
-            prompt_tokens: a.prompt_tokens + b.prompt_tokens,
-            generation_tokens: a.generation_tokens + b.generation_tokens,
-            drafts: a.drafts + b.drafts,
-            draft_tokens: a.draft_tokens + b.draft_tokens,
-            accepted_tokens: a.accepted_tokens + b.accepted_tokens,
-            down: a.down.and(b.down),
-        };
-        loads.reduce(sum).unwrap_or_default()
+        loads.reduce(Load::plus).unwrap_or_default()
     }
 
     /// Sums.
@@ -153,7 +139,7 @@ impl Replica for Replicas {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
     use pomona_types::{FinishReason, Micros, Sampling, TenantId};
 
@@ -165,6 +151,7 @@ mod tests {
         room: usize,
         taken: Mutex<Vec<(RequestId, Box<dyn TokenSink>)>>,
         cancelled: AtomicU32,
+        restarting: AtomicBool,
     }
 
     impl Fake {
@@ -176,8 +163,8 @@ mod tests {
                 eos_token_ids: [0].into(),
                 kv_tokens: 100,
             };
-            let (taken, cancelled) = Default::default();
-            Arc::new(Fake { info, room, taken, cancelled })
+            let (taken, cancelled, restarting) = Default::default();
+            Arc::new(Fake { info, room, taken, cancelled, restarting })
         }
 
         fn finish(&self) -> usize {
@@ -217,7 +204,9 @@ mod tests {
 
         fn load(&self) -> Load {
             let waiting = self.taken.lock().expect("nobody panicked").len() as u32;
-            Load { waiting, down: (self.room == 0).then(|| "full".to_owned()), ..Load::default() }
+            let restarting = self.restarting.load(Ordering::Relaxed);
+            let down = (self.room == 0).then(|| "full".to_owned());
+            Load { waiting, restarting, down, ..Load::default() }
         }
 
         fn experts(&self) -> Option<Arc<ExpertLoads>> {
@@ -270,6 +259,20 @@ mod tests {
         assert_eq!(fakes.each_ref().map(|fake| fake.finish()), [3, 3]);
         assert_eq!(heard.load(Ordering::Relaxed), 6 * 101);
         assert!(lock(&replicas.desk).routes.is_empty());
+    }
+
+    #[test]
+    fn a_replica_that_is_being_started_again_comes_last() {
+        let fakes = [Fake::new(3), Fake::new(2)];
+        let all = fakes.iter().map(|f| f.clone() as Arc<dyn Replica>).collect();
+        let replicas = Replicas::new(all).expect("there are two");
+        let heard = Arc::new(AtomicU32::new(0));
+        fakes[0].restarting.store(true, Ordering::Relaxed);
+        for id in 0..4 {
+            replicas.submit(request(id), Box::new(Counter(heard.clone()))).expect("there is room");
+        }
+        // The other one has no room for more than two.
+        assert_eq!(fakes.each_ref().map(|fake| fake.finish()), [2, 2]);
     }
 
     #[test]

@@ -52,8 +52,14 @@ struct Seat {
     info: ReplicaInfo,
     now: Mutex<Now>,
     journal: Arc<Journal>,
-    /// What experts had counted in lives that are over.
-    past: Mutex<Option<Arc<ExpertLoads>>>,
+    past: Mutex<Past>,
+}
+
+/// What was counted in lives that are over.
+#[derive(Default)]
+struct Past {
+    load: Load,
+    experts: Option<Arc<ExpertLoads>>,
 }
 
 enum Now {
@@ -168,10 +174,15 @@ impl Seat {
 }
 
 impl Seat {
+    fn past(&self) -> MutexGuard<'_, Past> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What a life has counted that is over, and those before it.
     fn bury(&self, replica: &dyn Replica) {
-        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
-        *past = sum(past.take(), replica.experts());
+        let mut past = self.past();
+        past.load = std::mem::take(&mut past.load).plus(replica.load().counters());
+        past.experts = sum(past.experts.take(), replica.experts());
     }
 }
 
@@ -216,17 +227,17 @@ impl Replica for Seat {
         }
     }
 
-    /// Down only when it has been for longer than requests wait.
+    /// Down only when it has been for longer than requests wait. Counters are those of all lives.
     fn load(&self) -> Load {
-        match &*self.now() {
-            Now::Up(replica) => {
-                let load = replica.load();
-                Load { down: None, ..load }
-            }
+        let now = self.now();
+        let past = self.past().load.clone();
+        match &*now {
+            Now::Up(replica) => Load { down: None, ..replica.load().plus(past) },
             Now::Down(why, since) => Load {
                 waiting: self.journal.len() as u32,
+                restarting: true,
                 down: (since.elapsed() > PATIENCE).then(|| why.clone()),
-                ..Load::default()
+                ..past
             },
         }
     }
@@ -239,8 +250,7 @@ impl Replica for Seat {
             Now::Up(replica) => replica.experts(),
             Now::Down(..) => None,
         };
-        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        sum(past, alive)
+        sum(self.past().experts.clone(), alive)
     }
 }
 

@@ -442,6 +442,7 @@ impl Replica for Shared {
             drafts: stats.drafts,
             draft_tokens: stats.draft_tokens,
             accepted_tokens: stats.accepted_tokens,
+            restarting: false,
             down: inner.down.clone(),
         }
     }

@@ -142,6 +142,46 @@ pub struct Load {
     pub draft_tokens: u64,
     /// Tokens drafted and accepted.
     pub accepted_tokens: u64,
+    /// It is being started again: what comes now waits for that.
+    pub restarting: bool,
     /// Set when the engine has failed or is draining, with the reason.
     pub down: Option<String>,
+}
+
+impl Load {
+    /// That of two together: sums, the longest stall. Down when both are.
+    pub fn plus(self, other: Load) -> Load {
+        Load {
+            running: self.running + other.running,
+            waiting: self.waiting + other.waiting,
+            blocks_used: self.blocks_used + other.blocks_used,
+            blocks_total: self.blocks_total + other.blocks_total,
+            steps: self.steps + other.steps,
+            stalled_for: self.stalled_for.max(other.stalled_for),
+            prefix_queries: self.prefix_queries + other.prefix_queries,
+            prefix_hits: self.prefix_hits + other.prefix_hits,
+            preemptions: self.preemptions + other.preemptions,
+            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
+            generation_tokens: self.generation_tokens + other.generation_tokens,
+            drafts: self.drafts + other.drafts,
+            draft_tokens: self.draft_tokens + other.draft_tokens,
+            accepted_tokens: self.accepted_tokens + other.accepted_tokens,
+            restarting: self.restarting && other.restarting,
+            down: self.down.and(other.down),
+        }
+    }
+
+    /// What was counted, without what passes.
+    pub fn counters(self) -> Load {
+        Load {
+            running: 0,
+            waiting: 0,
+            blocks_used: 0,
+            blocks_total: 0,
+            stalled_for: Micros(0),
+            restarting: false,
+            down: None,
+            ..self
+        }
+    }
 }

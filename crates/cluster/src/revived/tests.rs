@@ -48,7 +48,7 @@ impl Replica for Mortal {
     }
     fn load(&self) -> Load {
         let down = self.down.load(Ordering::SeqCst).then(|| "rank 1 was lost".to_owned());
-        Load { down, ..Load::default() }
+        Load { down, steps: 5, ..Load::default() }
     }
     fn experts(&self) -> Option<Arc<ExpertLoads>> {
         Some(Arc::new(ExpertLoads { pairs: vec![3, 4], ..ExpertLoads::default() }))
@@ -159,6 +159,7 @@ fn clients_hear_nothing_of_a_death_not_even_of_two() {
     assert_eq!((tokens, ends), (vec![0, 1, 2, 3, 4], vec![FinishReason::Length]));
     assert_eq!(revived.seat.journal.len(), 0);
     assert_eq!(replica.experts().expect("each life has some").pairs, [9, 12]);
+    assert_eq!(replica.load().steps, 15);
 }
 
 #[test]
