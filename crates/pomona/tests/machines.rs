@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use bed::{Bed, inside, ip};
-use support::{pomona, test_model};
+use support::{pomona, test_model, tiny_moe};
 
 const PROMPT: &str = "Tell me a story about a lighthouse.";
 const TOKEN: &str = "0123456789abcdef-test";
@@ -23,10 +23,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A model and the machines, where both are to be had.
 fn world(model: &str, machines: usize) -> Option<(PathBuf, Bed)> {
-    let model = test_model(model)?;
+    Some((test_model(model)?, bed(machines)?))
+}
+
+fn bed(machines: usize) -> Option<Bed> {
     let bed = Bed::new(machines);
-    let bed = bed.map_err(|why| skip("namespaces", &format!("network namespaces: {why}")));
-    Some((model, bed.ok()?))
+    bed.map_err(|why| skip("namespaces", &format!("network namespaces: {why}"))).ok()
 }
 
 /// Says that a test is left out, unless what it lacks is required.
@@ -148,6 +150,17 @@ fn gemma_over_machines_says_what_it_says_alone() {
     let Some((model, bed)) = world("POMONA_TEST_GEMMA", 2) else { return };
     let cases = [("--tp 2", 2, "seal", "tcp"), ("--pp 2", 2, "auth", "libfabric")];
     says_the_same(&bed, &model, PROMPT, &cases);
+}
+
+#[test]
+fn experts_over_machines_say_what_they_say_alone() {
+    let (model, Some(bed)) = (tiny_moe(), bed(4)) else { return };
+    let cases = [
+        ("--tp 2 --enable-expert-parallel", 2, "seal", "tcp"),
+        ("--tp 4 --num-redundant-experts 2", 4, "auth", "libfabric"),
+        ("--tp 2 --pp 2", 4, "seal", "tcp"),
+    ];
+    says_the_same(&bed, model.path(), PROMPT, &cases);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use support::{golden, pomona, test_model};
+use support::{golden, pomona, test_model, tiny_moe};
 
 const PROMPT: &str = "Tell me a story about a lighthouse.";
 const TOKEN: &str = "0123456789abcdef-test";
@@ -281,34 +281,6 @@ fn inspect_shows_what_each_rank_would_hold() {
     let whole: u64 = formats.iter().map(|format| format["bytes"].as_u64().unwrap()).sum();
     // Norms are on both ranks of a stage.
     assert!((whole * 9 / 10..whole * 11 / 10).contains(&bytes), "{bytes} of {whole}");
-}
-
-/// A tiny mixture of experts with a tokenizer of single bytes.
-fn tiny_moe() -> tempfile::TempDir {
-    let (folder, source) = (tempfile::tempdir().unwrap(), golden("mixtral"));
-    for file in ["config.json", "model.safetensors"] {
-        fs::copy(source.join(file), folder.path().join(file)).unwrap();
-    }
-    // Bytes that are no characters stand as those from 256 on, as in GPT-2's vocabulary.
-    let mut others = 256..;
-    let letter = |byte: u32| match byte {
-        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => byte,
-        _ => others.next().unwrap(),
-    };
-    let letters = (0..256).map(letter).map(|code| char::from_u32(code).unwrap().to_string());
-    let tokens = letters.chain((256..272).map(|id| format!("<{id}>")));
-    let vocab: serde_json::Map<String, Value> =
-        tokens.enumerate().map(|(id, token)| (token, id.into())).collect();
-    let bytes = json!({
-        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
-    });
-    let tokenizer = json!({
-        "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
-        "pre_tokenizer": bytes, "decoder": bytes,
-        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
-    });
-    fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    folder
 }
 
 /// The samples of a metric, in their order.

@@ -40,6 +40,34 @@ pub fn golden(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden").join(name)
 }
 
+/// A tiny mixture of experts with a tokenizer of single bytes.
+pub fn tiny_moe() -> tempfile::TempDir {
+    let (folder, source) = (tempfile::tempdir().unwrap(), golden("mixtral"));
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(source.join(file), folder.path().join(file)).unwrap();
+    }
+    // Bytes that are no characters stand as those from 256 on, as in GPT-2's vocabulary.
+    let mut others = 256..;
+    let letter = |byte: u32| match byte {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => byte,
+        _ => others.next().unwrap(),
+    };
+    let letters = (0..256).map(letter).map(|code| char::from_u32(code).unwrap().to_string());
+    let tokens = letters.chain((256..272).map(|id| format!("<{id}>")));
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        tokens.enumerate().map(|(id, token)| (token, id.into())).collect();
+    let bytes = serde_json::json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
+    });
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
+        "pre_tokenizer": bytes, "decoder": bytes,
+        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+    });
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    folder
+}
+
 /// The model of the environment variable, or `None`, said aloud.
 pub fn test_model(variable: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os(variable).map(std::path::PathBuf::from);
