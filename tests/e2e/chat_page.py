@@ -179,8 +179,17 @@ def streams_an_answer(browser):
     assert "tok/s" in stats and "first token" in stats and "tokens" in stats, stats
 
 
+def makes_answers_long(browser, tokens):
+    """A small model may end its answer before anybody could stop it."""
+    browser.run(
+        "(() => { const plain = window.fetch; window.fetch = (path, options) => {"
+        "if (!options?.body) return plain(path, options);"
+        f"const body = {{ ...JSON.parse(options.body), min_tokens: {tokens} }};"
+        "return plain(path, { ...options, body: JSON.stringify(body) }); }; })()")
+    set_field(browser, "max_tokens", tokens)
+
+
 def stops_when_told(browser, how):
-    set_field(browser, "max_tokens", 400)
     browser.type("Count as far as you can: one, two, three")
     browser.press("Enter", 13)
     browser.wait("the text to begin", f"{TEXT}.length > 3 && !document.querySelector('#stop').hidden")
@@ -268,6 +277,7 @@ def main():
             browser.call("Emulation.setEmulatedMedia", features=dark)
             browser.picture(stem + "-dark.png")
             browser.call("Emulation.setEmulatedMedia", features=[])
+        makes_answers_long(browser, 1000)
         stops_when_told(browser, lambda: browser.run("document.querySelector('#stop').click()"))
         stops_when_told(browser, lambda: browser.press("Escape", 27))
         keeps_the_conversation(browser, url)
