@@ -1,6 +1,7 @@
 //! Products, attention and joins against the limits that this machine shows in the same run.
 //!
-//!     cargo bench -p pomona-kernels [-- linear|experts|attention|join|FORMAT...] [8-bits]
+//!     cargo bench -p pomona-kernels -- [linear|experts|attention|join|FORMAT...] [8-bits]
+//!         [TOKENS...]
 //!
 //! Prints medians of several rounds. Shares: of the measured read bandwidth (weights or KV read
 //! once) and of the measured int8 (integer formats) or f32 peak.
@@ -27,6 +28,11 @@ fn main() {
         true => ActivationBits::Eight,
         false => ActivationBits::Sixteen,
     };
+    let mut counts: Vec<usize> = words.iter().filter_map(|word| word.parse().ok()).collect();
+    if counts.is_empty() {
+        counts = vec![1, 8, 512];
+    }
+    words.retain(|word| word.parse::<usize>().is_err());
     let wanted = |what: &str| words.is_empty() || words.iter().any(|word| word == what);
     let formats: Vec<Format> = Format::ALL
         .into_iter()
@@ -49,7 +55,7 @@ fn main() {
         join(threads);
     }
     if !formats.is_empty() {
-        linear(&ops, &limits, &formats);
+        linear(&ops, &limits, &formats, &counts);
     }
     if wanted("experts") {
         experts(&ops, &limits);
@@ -82,7 +88,7 @@ fn join(threads: usize) {
     println!("\njoin of {threads} workers: {:.0} ns", seconds * 1e6);
 }
 
-fn linear(ops: &CpuOps, limits: &Probe, formats: &[Format]) {
+fn linear(ops: &CpuOps, limits: &Probe, formats: &[Format], counts: &[usize]) {
     const SHAPES: [(usize, usize); 2] = [(1536, 576), (4096, 2048)];
     println!("\nlinear     rows x cols  tokens      us    GB/s  of read    GOP/s  of peak    best");
     for &format in formats {
@@ -92,7 +98,7 @@ fn linear(ops: &CpuOps, limits: &Probe, formats: &[Format]) {
             let bytes = format.row_bytes(cols).unwrap() * rows;
             let matrices: Vec<Matrix> =
                 (0..(256 << 20) / bytes).map(|i| matrix(ops, format, (rows, cols), i)).collect();
-            for tokens in [1, 8, 512] {
+            for &tokens in counts {
                 let device = ops.device().as_ref();
                 let x = random(device, &[tokens, cols]);
                 let out = device.alloc_view(DType::F32, &[tokens, rows]).unwrap();

@@ -1,5 +1,10 @@
 //! Activations as integers, in blocks of 32 columns with a scale: 16 bits each, in two 8-bit terms,
 //! or 8 bits each.
+//!
+//! Instructions multiply unsigned bytes by signed ones. For a few tokens weights are the unsigned
+//! ones, as they come from memory. For many, weights are unpacked once, to what they are, and
+//! activations are moved up until no number is negative; what that adds too much, products begin
+//! with.
 
 use std::ops::Range;
 
@@ -11,7 +16,7 @@ use super::packed::BLOCK;
 use super::{Input, Inputs, Shared, spread};
 use crate::Isa;
 use crate::isa::{Kernel, Tier};
-use crate::lanes::ROUND;
+use crate::lanes::{LANES, ROUND, sum};
 
 /// Tokens below which quantising is not worth a join.
 const JOIN_TOKENS: usize = 8;
@@ -32,36 +37,51 @@ impl ActivationBits {
     fn largest(self) -> f32 {
         match self {
             ActivationBits::Eight => 127.0,
-            // High terms span +-127.
             ActivationBits::Sixteen => 127.0 * 256.0,
+        }
+    }
+
+    /// Terms of an item.
+    fn terms(self) -> usize {
+        match self {
+            ActivationBits::Eight => 1,
+            ActivationBits::Sixteen => 2,
         }
     }
 }
 
-/// 32 activations: `256 * high + low`; high terms are zero where there are 8 bits.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Terms {
-    pub(super) high: [i8; BLOCK],
-    pub(super) low: [i8; BLOCK],
+/// Whether terms have signs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Both terms have.
+    Signed,
+    /// They would have, were the number not greater by 128, or by 32,768 where there are two terms.
+    Unsigned,
 }
 
-/// A block's scale, and the sums of its numbers as they were rounded: of each half, and of all.
+/// 8 bits of 32 activations. The terms of an item follow each other: of `256 * high + low`, or of
+/// `low` alone.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub(super) struct Term(pub(super) [u8; BLOCK]);
+
+/// A block's scale, the sum of its numbers as they were rounded, and those of the integers of each
+/// half.
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub(super) struct Scaled {
     pub(super) scale: f32,
-    pub(super) all: f32,
-    pub(super) halves: [f32; 2],
+    pub(super) sum: f32,
+    pub(super) halves: [i32; 2],
 }
 
-// SAFETY: zeros are such terms.
-unsafe impl Zeroable for Terms {}
-// SAFETY: 64 bytes of integers, of which any will do, and nothing between them.
-unsafe impl Pod for Terms {}
+// SAFETY: zeros are such a term.
+unsafe impl Zeroable for Term {}
+// SAFETY: 32 bytes of integers, of which any will do, and nothing between them.
+unsafe impl Pod for Term {}
 // SAFETY: zeros are such numbers.
 unsafe impl Zeroable for Scaled {}
-// SAFETY: four f32, and nothing between them.
+// SAFETY: numbers of which any will do, and nothing between them.
 unsafe impl Pod for Scaled {}
 
 /// Memory for quantised activations, kept from call to call.
@@ -72,10 +92,11 @@ pub(crate) struct Memory {
     own: Items,
 }
 
-/// `[tiles, blocks, width]` for each job.
+/// `[tiles, blocks, width]` items for each job.
 #[derive(Default)]
 struct Items {
-    terms: Vec<Terms>,
+    /// One or two for each item.
+    terms: Vec<Term>,
     scaled: Vec<Scaled>,
 }
 
@@ -84,7 +105,7 @@ struct Items {
 #[derive(Clone, Copy)]
 pub(super) struct Activations<'a> {
     places: Places,
-    terms: &'a [Terms],
+    terms: &'a [Term],
     scaled: &'a [Scaled],
 }
 
@@ -95,6 +116,7 @@ struct Places {
     /// Tokens side by side.
     width: usize,
     bits: ActivationBits,
+    form: Form,
 }
 
 impl Places {
@@ -131,29 +153,28 @@ impl Memory {
         let (tiles, width) = (input.tiles(), input.width());
         let blocks = widths.iter().sum::<usize>() / BLOCK;
         let count = inputs.lanes * blocks;
-        all.reserve(count);
+        all.reserve(count, bits);
         // A rank's blocks lie together in each tile, as its columns do in each row.
         let bytes = |item: usize| -> Vec<usize> {
             widths.iter().map(|columns| columns / BLOCK * width * item).collect()
         };
-        let (terms, scaled) = (bytes(size_of::<Terms>()), bytes(size_of::<Scaled>()));
+        let of_item = bits.terms();
+        let (terms, scaled) = (bytes(of_item * size_of::<Term>()), bytes(size_of::<Scaled>()));
         let mine = inputs.lanes * (inputs.cols / BLOCK);
-        let (from, into) = (&own.terms[..mine], &mut all.terms[..count]);
+        let (from, into) = (&own.terms[..of_item * mine], &mut all.terms[..of_item * count]);
         group.all_gather(tiles, &terms, cast_slice(from), cast_slice_mut(into))?;
         let (from, into) = (&own.scaled[..mine], &mut all.scaled[..count]);
         group.all_gather(tiles, &scaled, cast_slice(from), cast_slice_mut(into))?;
-        let places = Places { blocks, width, bits };
+        let places = Places { blocks, width, bits, form: input.form() };
         Ok(Activations { places, terms: &all.terms, scaled: &all.scaled })
     }
 }
 
 impl Items {
     /// Makes room. It stays: to shrink and to grow again would fill it again.
-    fn reserve(&mut self, items: usize) {
-        if self.terms.len() < items {
-            self.terms.resize(items, Terms { high: [0; BLOCK], low: [0; BLOCK] });
-            self.scaled.resize(items, Scaled::default());
-        }
+    fn reserve(&mut self, items: usize, bits: ActivationBits) {
+        self.terms.resize(self.terms.len().max(items * bits.terms()), Term([0; BLOCK]));
+        self.scaled.resize(self.scaled.len().max(items), Scaled::default());
     }
 
     fn quantise(
@@ -164,8 +185,9 @@ impl Items {
         bits: ActivationBits,
     ) -> Vec<Activations<'_>> {
         let blocks = inputs.cols / BLOCK;
-        self.reserve(inputs.lanes * blocks);
-        let places = |input: &Input<'_>| Places { blocks, width: input.width(), bits };
+        self.reserve(inputs.lanes * blocks, bits);
+        let places =
+            |input: &Input<'_>| Places { blocks, width: input.width(), bits, form: input.form() };
         let (terms, scaled) = (Shared(self.terms.as_mut_ptr()), Shared(self.scaled.as_mut_ptr()));
         spread(pool, JOIN_TOKENS, inputs.jobs.iter().map(|input| input.tokens), &|job, tokens| {
             let input = &inputs.jobs[job];
@@ -174,7 +196,7 @@ impl Items {
         });
         let of = |input: &Input<'_>| {
             let at = input.first_lane * blocks;
-            let (terms, scaled) = (&self.terms[at..], &self.scaled[at..]);
+            let (terms, scaled) = (&self.terms[at * bits.terms()..], &self.scaled[at..]);
             Activations { places: places(input), terms, scaled }
         };
         inputs.jobs.iter().map(of).collect()
@@ -182,12 +204,17 @@ impl Items {
 }
 
 impl Activations<'_> {
-    /// Bytes that a block of one token takes.
-    pub(super) const BLOCK_BYTES: usize = size_of::<Terms>() + size_of::<Scaled>();
+    /// Bytes that a token takes.
+    pub(super) fn token_bytes(&self) -> usize {
+        self.places.blocks * (self.bits().terms() * size_of::<Term>() + size_of::<Scaled>())
+    }
 
-    /// Whether there are high terms other than zero.
-    pub(super) fn two_terms(&self) -> bool {
-        self.places.bits == ActivationBits::Sixteen
+    pub(super) fn bits(&self) -> ActivationBits {
+        self.places.bits
+    }
+
+    pub(super) fn form(&self) -> Form {
+        self.places.form
     }
 
     /// Tokens side by side.
@@ -195,24 +222,17 @@ impl Activations<'_> {
         self.places.width
     }
 
-    /// A token's activations.
+    /// The terms of a token's block: one or two, followed by those of its neighbours.
     #[inline(always)]
-    pub(super) fn token(&self, token: usize) -> Token<'_> {
-        Token {
-            terms: &self.terms[self.places.block(token, 0)..],
-            scaled: &self.scaled[self.places.block(token, 0)..],
-            width: self.places.width,
-        }
+    pub(super) fn terms(&self, token: usize, block: usize) -> &[Term] {
+        &self.terms[self.places.block(token, block) * self.bits().terms()..]
     }
-}
 
-/// One token's quantised activations; its neighbours in the tile follow each item.
-#[derive(Clone, Copy)]
-pub(super) struct Token<'a> {
-    /// Block `b` at `b * width`.
-    pub(super) terms: &'a [Terms],
-    pub(super) scaled: &'a [Scaled],
-    pub(super) width: usize,
+    /// The scale of a token's block, followed by those of its neighbours.
+    #[inline(always)]
+    pub(super) fn scaled(&self, token: usize, block: usize) -> &[Scaled] {
+        &self.scaled[self.places.block(token, block)..]
+    }
 }
 
 /// Quantises whole tokens of a job.
@@ -223,13 +243,25 @@ struct Quantise<'a> {
     /// Where the job's blocks begin.
     first: usize,
     places: Places,
-    terms: Shared<Terms>,
+    terms: Shared<Term>,
     scaled: Shared<Scaled>,
 }
 
 impl Kernel for Quantise<'_> {
     #[inline(always)]
     fn run<T: Tier>(self, _: T) {
+        match (self.places.bits, self.places.form) {
+            (ActivationBits::Eight, Form::Signed) => self.tokens::<1, false>(),
+            (ActivationBits::Eight, Form::Unsigned) => self.tokens::<1, true>(),
+            (ActivationBits::Sixteen, Form::Signed) => self.tokens::<2, false>(),
+            (ActivationBits::Sixteen, Form::Unsigned) => self.tokens::<2, true>(),
+        }
+    }
+}
+
+impl Quantise<'_> {
+    #[inline(always)]
+    fn tokens<const TERMS: usize, const UNSIGNED: bool>(&self) {
         let largest = self.places.bits.largest();
         for token in self.tokens.clone() {
             let row = self.inputs.row(self.job, token);
@@ -237,7 +269,10 @@ impl Kernel for Quantise<'_> {
                 let at = self.first + self.places.block(token, b);
                 // SAFETY: each worker has its own tokens, and these are places within the vectors,
                 // which have been sized for all of them.
-                unsafe { *self.scaled.at(at) = quantise(x, largest, &mut *self.terms.at(at)) };
+                unsafe {
+                    let terms = &mut *self.terms.at(at * TERMS).cast::<[Term; TERMS]>();
+                    *self.scaled.at(at) = quantise::<TERMS, UNSIGNED>(x, largest, terms);
+                }
             }
         }
     }
@@ -258,21 +293,33 @@ fn scale_of(x: &[f32; BLOCK], integer: f32) -> (f32, f32) {
 }
 
 #[inline(always)]
-fn quantise(x: &[f32; BLOCK], largest: f32, terms: &mut Terms) -> Scaled {
+fn quantise<const TERMS: usize, const UNSIGNED: bool>(
+    x: &[f32; BLOCK],
+    largest: f32,
+    terms: &mut [Term; TERMS],
+) -> Scaled {
     let (scale, inverse) = scale_of(x, largest);
-    let mut q = [0i32; BLOCK];
+    let mut rounded = [0.0; BLOCK];
     if inverse > 0.0 {
-        for (q, v) in q.iter_mut().zip(x) {
-            *q = (v * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+        for (rounded, v) in rounded.iter_mut().zip(x) {
+            *rounded = (v * inverse + ROUND) - ROUND;
         }
     }
-    for i in 0..BLOCK {
-        let high = (q[i] + 128) >> 8;
-        (terms.high[i], terms.low[i]) = (high as i8, (q[i] - (high << 8)) as i8);
+    let q = rounded.map(|v| (v + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32);
+    let offset = if UNSIGNED { 128 } else { 0 };
+    if TERMS == 1 {
+        for (byte, q) in terms[0].0.iter_mut().zip(&q) {
+            *byte = (q + offset) as u8;
+        }
+    } else {
+        // A low term with a sign takes from the high one what its sign means.
+        let carry = if UNSIGNED { 128 << 8 } else { 128 };
+        for (i, q) in q.iter().enumerate() {
+            (terms[0].0[i], terms[1].0[i]) = (((q + carry) >> 8) as u8, *q as u8);
+        }
     }
-    // Sums are exact: they are below 2^24.
-    let (low, high) = q.split_at(BLOCK / 2);
-    let [low, high] = [low, high].map(|half| half.iter().sum::<i32>());
-    let scaled = |sum: i32| scale * sum as f32;
-    Scaled { scale, all: scaled(low + high), halves: [scaled(low), scaled(high)] }
+    // Sums are exact in any order: they are below 2^24.
+    let (low, high) = rounded.as_chunks::<LANES>().0.split_at(1);
+    let [low, high] = [sum(low[0]), sum(high[0])];
+    Scaled { scale, sum: scale * (low + high), halves: [low as i32, high as i32] }
 }

@@ -197,7 +197,7 @@ pub(super) unsafe fn bf16(slab: &Slab<'_>, x: Tiles<'_>) {
     // SAFETY: by contract.
     let tiles = unsafe { Configured::new(&Shapes::new([c, c, c, c, a, a, b, b])) };
     let work = Dense { slab, x, blocks: slab.cols.div_ceil(COLUMNS) };
-    let tiles_of_tokens = slab.tokens.div_ceil(x.width);
+    let tiles_of_tokens = slab.all_tokens.div_ceil(x.width);
     for group in slab.groups.clone().step_by(2) {
         for tile in (0..tiles_of_tokens).step_by(2) {
             // The last ones are taken twice where they are alone.
@@ -250,7 +250,7 @@ impl Dense<'_> {
         }
         let count = |pair: [usize; 2]| if pair[0] == pair[1] { 1 } else { 2 };
         for (sums, tile) in sums.iter().zip(tiles).take(count(tiles)) {
-            let tokens: Range<usize> = tile * x.width..slab.tokens.min((tile + 1) * x.width);
+            let tokens: Range<usize> = tile * x.width..slab.all_tokens.min((tile + 1) * x.width);
             for (sums, group) in sums.iter().zip(groups).take(count(groups)) {
                 for (token, sums) in tokens.clone().zip(sums) {
                     // SAFETY: the slab's own groups, and tokens within the output's.

@@ -1,7 +1,5 @@
 //! F32, F16 and BF16 weights with f32 activations: sixteen rows at a time, column by column.
 
-use std::ops::Range;
-
 use pomona_device::Pool;
 
 use super::packed::{GROUP, PAIR_BYTES};
@@ -126,30 +124,24 @@ impl Dense<'_> {
     #[inline(always)]
     fn all<T: Tier, N: Number>(&self, t: T) {
         let slab = self.slab;
-        for tokens in slab.token_blocks(slab.cols * size_of::<f32>()) {
-            let mut group = slab.groups.start;
-            while group < slab.groups.end {
-                group += match slab.groups.end - group {
-                    // One token: chains of sums, one for each group, are what takes time.
-                    4.. if slab.tokens == 1 => {
-                        self.products::<T, N, 4, 1>(t, group, 0);
-                        4
-                    }
-                    2.. if T::REGISTERS >= 32 => self.groups::<T, N, 2>(t, group, &tokens),
-                    _ => self.groups::<T, N, 1>(t, group, &tokens),
-                };
-            }
+        let mut group = slab.groups.start;
+        while group < slab.groups.end {
+            group += match slab.groups.end - group {
+                // One token: chains of sums, one for each group, are what takes time.
+                4.. if slab.all_tokens == 1 => {
+                    self.products::<T, N, 4, 1>(t, group, 0);
+                    4
+                }
+                2.. if T::REGISTERS >= 32 => self.groups::<T, N, 2>(t, group),
+                _ => self.groups::<T, N, 1>(t, group),
+            };
         }
     }
 
     /// Computes `G` groups, and returns `G`.
     #[inline(always)]
-    fn groups<T: Tier, N: Number, const G: usize>(
-        &self,
-        t: T,
-        group: usize,
-        tokens: &Range<usize>,
-    ) -> usize {
+    fn groups<T: Tier, N: Number, const G: usize>(&self, t: T, group: usize) -> usize {
+        let tokens = self.slab.tokens.clone();
         let mut token = tokens.start;
         while token < tokens.end {
             let side = self.x.width - token % self.x.width;

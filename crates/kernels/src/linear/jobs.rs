@@ -6,10 +6,15 @@ use std::ops::Range;
 
 use pomona_device::{Pool, split};
 
+use super::activations::Form;
 use crate::Format;
 
 /// Most tokens that lie side by side: as many as a tile register has rows.
 pub(super) const TILE: usize = 16;
+/// Most tokens that meet weights as they come from memory.
+pub(super) const FEW: usize = 4;
+/// More than a few are taken so many at a time; what lies beyond the last one is not looked at.
+pub(super) const SIDE: usize = 8;
 
 /// Tokens that meet the same matrices.
 pub(crate) struct Job<'a> {
@@ -92,7 +97,14 @@ pub(super) struct Input<'a> {
 impl Input<'_> {
     /// Tokens side by side.
     pub(super) fn width(&self) -> usize {
-        self.tokens.min(TILE)
+        match self.tokens {
+            ..=FEW => self.tokens,
+            _ => self.tokens.next_multiple_of(SIDE).min(TILE),
+        }
+    }
+
+    pub(super) fn form(&self) -> Form {
+        if self.tokens <= FEW { Form::Signed } else { Form::Unsigned }
     }
 
     /// Tiles of so many tokens; the last may have fewer.

@@ -21,6 +21,7 @@ mod reference;
 pub(crate) mod tests;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 pub use activations::ActivationBits;
@@ -40,6 +41,14 @@ const CACHED: usize = 512 << 10;
 /// bytes take the time, with many the products.
 const PRODUCTS_PER_BYTE: usize = 8;
 
+/// What a piece costs at least, in bytes, if there are then enough pieces: handing one out takes as
+/// long as some hundred bytes.
+const CHUNK: usize = 64 << 10;
+/// Pieces of each worker, if they have enough groups.
+const SHARES: usize = 8;
+/// Groups that are taken at once where weights are dense.
+const DENSE_TOGETHER: usize = 4;
+
 /// Tokens from which it is worth two exchanges to quantise columns but once.
 const DIVIDED_TOKENS: usize = TILE;
 
@@ -57,13 +66,16 @@ pub(crate) struct Workspace {
 /// with tile registers has shown what they bring.
 const BF16_ON_TILES: bool = cfg!(test);
 
-/// A worker's view of a part: its groups of rows, and where results go.
+/// Some groups of rows of a part with some tokens, and where results go.
+#[derive(Clone)]
 pub(crate) struct Slab<'a> {
     job: usize,
     format: Format,
     weight: &'a [u8],
     groups: Range<usize>,
-    tokens: usize,
+    /// Those at hand, of all of the job's.
+    tokens: Range<usize>,
+    all_tokens: usize,
     cols: usize,
     sink: Sink<'a>,
 }
@@ -77,20 +89,37 @@ impl Slab<'_> {
 
     /// What a group takes, in bytes that come from memory in that time.
     fn group_cost(&self) -> usize {
-        self.group_bytes().max(GROUP * self.cols * self.tokens / PRODUCTS_PER_BYTE)
+        self.group_bytes().max(GROUP * self.cols * self.tokens.len() / PRODUCTS_PER_BYTE)
+    }
+
+    /// The same of all groups.
+    fn cost(&self) -> usize {
+        self.groups.len() * self.group_cost()
+    }
+
+    /// Cuts it: so that workers end together, and activations of a piece, `bytes` of each token,
+    /// stay in a core's cache while all groups pass over them.
+    fn chunks(&self, threads: usize, bytes: usize) -> impl Iterator<Item = Slab<'_>> {
+        // A multiple of what shares a pass, so that all but the last are full.
+        let cached = (CACHED / bytes.max(1)).max(TILE) / TILE * TILE;
+        let blocks = self.tokens.clone().step_by(cached);
+        blocks.flat_map(move |token| {
+            let tokens = token..self.tokens.end.min(token + cached);
+            let block = Slab { tokens, ..self.clone() };
+            let together = if self.format.is_dense() { DENSE_TOGETHER } else { panel::GROUPS };
+            let most = (block.groups.len() / (SHARES * threads)).max(1);
+            let size = (CHUNK / block.group_cost()).clamp(1, most).next_multiple_of(together);
+            self.groups.clone().step_by(size).map(move |group| Slab {
+                groups: group..block.groups.end.min(group + size),
+                ..block.clone()
+            })
+        })
     }
 
     /// The packed bytes of a group.
     #[inline(always)]
     fn group(&self, group: usize) -> &[u8] {
         &self.weight[group * self.group_bytes()..][..self.group_bytes()]
-    }
-
-    /// Ranges of tokens whose activations, `bytes` each, fit into a core's cache.
-    fn token_blocks(&self, bytes: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        // A multiple of what shares a pass, so that all but the last are full.
-        let (tokens, size) = (self.tokens, (CACHED / bytes.max(1)).max(16) / 16 * 16);
-        (0..tokens).step_by(size).map(move |start| start..tokens.min(start + size))
     }
 }
 
@@ -111,14 +140,15 @@ unsafe impl Sync for Sink<'_> {}
 unsafe impl Send for Sink<'_> {}
 
 impl Sink<'_> {
-    /// Stores the products of a group and a token; those beyond the last row are dropped.
+    /// Stores the products of some groups, from `group` on, and a token; those beyond the last row
+    /// are dropped.
     ///
     /// # Safety
-    /// `token` and `group` are in bounds, and no other worker stores this group.
+    /// `token` and the groups are in bounds, and no other worker stores these groups.
     #[inline(always)]
-    unsafe fn store(&self, token: usize, group: usize, values: &[f32; GROUP]) {
+    unsafe fn store<const N: usize>(&self, token: usize, group: usize, values: &[f32; N]) {
         let first = group * GROUP;
-        let count = GROUP.min(self.rows - first);
+        let count = N.min(self.rows - first);
         let mut values = *values;
         if let Some(bias) = self.bias {
             values.iter_mut().zip(&bias[first..]).for_each(|(value, bias)| *value += bias);
@@ -128,8 +158,8 @@ impl Sink<'_> {
             let at = self.places.at(token) * self.rows + first;
             std::slice::from_raw_parts_mut(self.out.add(at), count)
         };
-        // A length that is known makes it one store.
-        match <&mut [f32; GROUP]>::try_from(&mut *out) {
+        // A length that is known makes it one store for each register.
+        match <&mut [f32; N]>::try_from(&mut *out) {
             Ok(out) => self.put(out, &values),
             Err(_) => self.put(out, &values[..count]),
         }
@@ -202,7 +232,8 @@ pub(crate) fn divided(
     Ok(())
 }
 
-/// Runs all slabs in one join, cut into equal parts.
+/// Runs all slabs in one join. Each worker begins with its own share, as large as any other's, and
+/// who is through helps out: cores are not equally fast, and somebody else may be using one.
 fn multiply(
     pool: &Pool,
     isa: Isa,
@@ -211,20 +242,25 @@ fn multiply(
     panels: &mut Vec<Mutex<Panel>>,
 ) {
     panels.resize_with(pool.threads().max(panels.len()), Mutex::default);
-    let panels = &*panels;
-    let total: usize = slabs.iter().map(|slab| slab.groups.end * slab.group_cost()).sum();
+    let (panels, threads) = (&*panels, pool.threads());
+    let chunks: Vec<Slab<'_>> =
+        slabs.iter().flat_map(|slab| slab.chunks(threads, forms.token_bytes(isa, slab))).collect();
+    let mut total = 0;
+    let mut starts = Vec::with_capacity(chunks.len());
+    for chunk in &chunks {
+        starts.push(total);
+        total += chunk.cost();
+    }
+    // Where each worker's share begins.
+    let border = |worker: usize| starts.partition_point(|at| *at < total * worker / threads);
+    let next: Vec<AtomicUsize> = (0..threads).map(|w| AtomicUsize::new(border(w))).collect();
     pool.run(&|worker| {
-        let border = |worker: usize| total * worker / pool.threads();
-        let (start, end) = (border(worker), border(worker + 1));
-        let mut before = 0;
         let mut panel = panels[worker].lock().unwrap_or_else(PoisonError::into_inner);
-        for slab in slabs {
-            let (each, count) = (slab.group_cost(), slab.groups.end);
-            let group = |at: usize| at.saturating_sub(before).div_ceil(each).min(count);
-            let groups = group(start)..group(end);
-            before += count * each;
-            if !groups.is_empty() {
-                run_slab(isa, &Slab { groups, ..*slab }, forms, &mut panel);
+        for share in (worker..threads).chain(0..worker) {
+            let end = border(share + 1);
+            // Chunks are handed out once each; what they need was there before the join.
+            while let Some(chunk) = chunks[..end].get(next[share].fetch_add(1, Ordering::Relaxed)) {
+                run_slab(isa, chunk, forms, &mut panel);
             }
         }
     });
@@ -241,7 +277,8 @@ fn slabs<'a>(jobs: &[&Job<'a>], cols: usize, write: Write) -> Vec<Slab<'a>> {
         let (out, rows, bias) = (part.out.at, part.rows, part.bias);
         let sink = Sink { out, rows, places: job.outputs, bias, write };
         let (format, weight, tokens) = (part.format, part.weight, job.tokens);
-        Slab { job: at, format, weight, groups: 0..groups, tokens, cols, sink }
+        let (groups, tokens) = (0..groups, 0..tokens);
+        Slab { job: at, format, weight, groups, all_tokens: tokens.end, tokens, cols, sink }
     };
     let numbered = jobs.iter().enumerate();
     numbered.flat_map(|job| job.1.parts.iter().map(move |part| slab(job, part))).collect()
@@ -297,6 +334,18 @@ struct Forms<'a> {
     integers: Vec<Activations<'a>>,
     tiles: Vec<dense::Tiles<'a>>,
     bf16_tiles: Vec<amx::Tiles<'a>>,
+}
+
+impl Forms<'_> {
+    /// Bytes of a token's activations, as they are read again for each group of a slab.
+    fn token_bytes(&self, isa: Isa, slab: &Slab<'_>) -> usize {
+        match LinearPath::of(isa, slab.format) {
+            LinearPath::Dense => slab.cols * size_of::<f32>(),
+            // That path goes about it in its own way.
+            LinearPath::Bf16Tiles => 0,
+            _ => self.integers[slab.job].token_bytes(),
+        }
+    }
 }
 
 fn run_slab(isa: Isa, slab: &Slab<'_>, forms: &Forms<'_>, panel: &mut Panel) {

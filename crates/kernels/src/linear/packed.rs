@@ -18,8 +18,9 @@
 //! Group formats have their scales once for each group of 32, 64 or 128 columns, which is one, two
 //! or four blocks.
 //!
-//! Every integer format reads `value = d * w + m`, with `w` unsigned, and `d` and `m` given per
-//! row for a block or (Q6_K) for half of one.
+//! Every integer format reads `value = d * w + m`, with `d` and `m` given per row for a block or
+//! (Q6_K) for half of one. Integers are stored without a sign; in formats without minima, `m`, a
+//! centre is taken from them as they are read.
 
 use half::f16;
 
@@ -273,20 +274,26 @@ fn put_factors(format: Format, lane: usize, row: &[u8], b: usize, factors: &mut 
     }
 }
 
-/// What `-m / d` is for formats whose integers are centred.
-const fn centre(format: Format) -> f32 {
+/// What is taken from integers as they are stored; zero where there are minima.
+pub(super) const fn centre(format: Format) -> i8 {
     match format {
-        Format::Q4_0 => 8.0,
-        Format::Q5_0 => 16.0,
-        Format::Q6_K => 32.0,
-        _ => 128.0,
+        Format::Q4_0 => 8,
+        Format::Q5_0 => 16,
+        Format::Q6_K => 32,
+        Format::Q8_0 | Format::Int8G32 | Format::Int8G64 | Format::Int8G128 => -128,
+        _ => 0,
     }
+}
+
+/// Whether values have a part, `m`, that does not depend on the integer.
+pub(super) const fn has_minima(format: Format) -> bool {
+    centre(format) == 0
 }
 
 /// A block of a group, unpacked: the definition of the layout.
 pub(super) struct Block {
     /// `[step][lane][column of the step]`.
-    pub(super) w: [[[u8; 4]; GROUP]; STEPS],
+    pub(super) w: [[[i8; 4]; GROUP]; STEPS],
     /// For each half of the block.
     pub(super) d: [[f32; GROUP]; 2],
     pub(super) m: [[f32; GROUP]; 2],
@@ -300,39 +307,11 @@ impl Block {
         let (integers, factors) = group.split_at(cols / BLOCK * size);
         let mut block =
             Block { w: [[[0; 4]; GROUP]; STEPS], d: [[0.0; GROUP]; 2], m: [[0.0; GROUP]; 2] };
-        block.take_integers(bits(format), &integers[b * size..][..size]);
+        let stored = stored(bits(format), &integers[b * size..][..size]);
+        block.w = stored
+            .map(|step| step.map(|four| four.map(|w| (w as i8).wrapping_sub(centre(format)))));
         block.take_factors(format, factors, b);
         block
-    }
-
-    #[inline(always)]
-    fn take_integers(&mut self, bits: usize, place: &[u8]) {
-        let vectors = place.as_chunks::<4>().0.as_chunks::<GROUP>().0;
-        if bits == 8 {
-            self.w.copy_from_slice(vectors);
-            return;
-        }
-        for (j, vector) in vectors[..4].iter().enumerate() {
-            let step = nibble_step(j);
-            for lane in 0..GROUP {
-                for i in 0..4 {
-                    self.w[step][lane][i] = vector[lane][i] & 15;
-                    self.w[step + 2][lane][i] = vector[lane][i] >> 4;
-                }
-            }
-        }
-        for s in 0..STEPS {
-            for lane in 0..GROUP {
-                for i in 0..4 {
-                    let at = lane * 4 + i;
-                    self.w[s][lane][i] |= match bits {
-                        5 => (place[256 + s * 8 + at / 8] >> (at % 8) & 1) << 4,
-                        6 => (vectors[4 + s / 4][lane][i] >> (s % 4 * 2) & 3) << 4,
-                        _ => 0,
-                    };
-                }
-            }
-        }
     }
 
     #[inline(always)]
@@ -352,19 +331,49 @@ impl Block {
                     let [scale, minimum] = bytes.map(f32::from);
                     ([half(start) * scale; 2], [-(half(start + 32) * minimum); 2])
                 }
-                Format::Q6_K => {
-                    let d = bytes.map(|s| half(start) * f32::from(s as i8));
-                    (d, d.map(|d| d * -centre(format)))
-                }
+                Format::Q6_K => (bytes.map(|s| half(start) * f32::from(s as i8)), [0.0; 2]),
                 Format::Q4_1 | Format::Q5_1 => ([half(own); 2], [half(own + 32); 2]),
                 _ if format.is_int4() => ([half(own); 2], [half(own) * zero(); 2]),
-                _ => ([half(own); 2], [half(own) * -centre(format); 2]),
+                _ => ([half(own); 2], [0.0; 2]),
             };
             for h in 0..2 {
                 (self.d[h][lane], self.m[h][lane]) = (d[h], m[h]);
             }
         }
     }
+}
+
+/// A block's integers as they are stored.
+#[inline(always)]
+fn stored(bits: usize, place: &[u8]) -> [[[u8; 4]; GROUP]; STEPS] {
+    let vectors = place.as_chunks::<4>().0.as_chunks::<GROUP>().0;
+    let mut w = [[[0; 4]; GROUP]; STEPS];
+    if bits == 8 {
+        w.copy_from_slice(vectors);
+        return w;
+    }
+    for (j, vector) in vectors[..4].iter().enumerate() {
+        let step = nibble_step(j);
+        for lane in 0..GROUP {
+            for i in 0..4 {
+                w[step][lane][i] = vector[lane][i] & 15;
+                w[step + 2][lane][i] = vector[lane][i] >> 4;
+            }
+        }
+    }
+    for s in 0..STEPS {
+        for lane in 0..GROUP {
+            for i in 0..4 {
+                let at = lane * 4 + i;
+                w[s][lane][i] |= match bits {
+                    5 => (place[256 + s * 8 + at / 8] >> (at % 8) & 1) << 4,
+                    6 => (vectors[4 + s / 4][lane][i] >> (s % 4 * 2) & 3) << 4,
+                    _ => 0,
+                };
+            }
+        }
+    }
+    w
 }
 
 /// Reads row `lane` of a group, the same numbers as [`crate::dequantize_row`] gives.

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::Slab;
-use super::activations::{Activations, Terms, Token};
-use super::packed::{BLOCK, GROUP, STEPS};
+use super::activations::{ActivationBits, Activations, Form};
+use super::packed::{self, BLOCK, GROUP, STEPS};
 use super::panel::Panel;
 use crate::isa::{Kernel, Tier};
 
@@ -20,14 +20,13 @@ impl Kernel for Quantised<'_> {
     fn run<T: Tier>(self, _: T) {
         let Quantised { slab, activations, panel } = self;
         panel.size(slab.format, slab.cols);
-        for tokens in slab.token_blocks(slab.cols / BLOCK * Activations::BLOCK_BYTES) {
-            for group in slab.groups.clone() {
-                panel.unpack(slab.format, 0, slab.group(group));
-                for token in tokens.clone() {
-                    let values = products(panel, activations.token(token));
-                    // SAFETY: the slab's own groups, and tokens within the output's.
-                    unsafe { slab.sink.store(token, group, &values) };
-                }
+        let minima = packed::has_minima(slab.format);
+        for group in slab.groups.clone() {
+            panel.unpack(slab.format, 0, slab.group(group));
+            for token in slab.tokens.clone() {
+                let values = products(panel, minima, activations, token);
+                // SAFETY: the slab's own groups, and tokens within the output's.
+                unsafe { slab.sink.store(token, group, &values) };
             }
         }
     }
@@ -36,41 +35,60 @@ impl Kernel for Quantised<'_> {
 /// Sixteen rows with one token.
 ///
 /// Sums of integers are exact. Those of a block's parts are scaled by the activations' number and
-/// added to the result by the weights' numbers, with a fused multiply-add each.
+/// added to the result times the weights' number, by a fused multiply-add; minima, where the format
+/// has any, are added by another, times the sum of the block's activations.
 #[inline(always)]
-fn products(panel: &Panel, token: Token<'_>) -> [f32; GROUP] {
+fn products(
+    panel: &Panel,
+    minima: bool,
+    activations: &Activations<'_>,
+    token: usize,
+) -> [f32; GROUP] {
     let mut sums = [0.0f32; GROUP];
     for b in 0..panel.blocks {
-        let (terms, scaled) = (&token.terms[b * token.width], &token.scaled[b * token.width]);
+        let x = block(activations, token, b);
+        let scaled = activations.scaled(token, b)[0];
         for part in 0..panel.parts {
             let steps = part * STEPS / panel.parts..(part + 1) * STEPS / panel.parts;
-            let integers = integers(panel, b, terms, steps);
-            let sum = if panel.parts == 1 { scaled.all } else { scaled.halves[part] };
-            let at = b * panel.parts + part;
+            let integers = integers(panel, b, &x, steps);
+            let at = panel.part(0, b, part);
             let (d, m) = (&panel.d[at].0, &panel.m[at].0);
             for lane in 0..GROUP {
                 let value = integers[lane] as f32 * scaled.scale;
                 sums[lane] = value.mul_add(d[lane], sums[lane]);
-                sums[lane] = m[lane].mul_add(sum, sums[lane]);
+                if minima {
+                    sums[lane] = m[lane].mul_add(scaled.sum, sums[lane]);
+                }
             }
         }
     }
     sums
 }
 
+/// A block's activations, with their signs.
 #[inline(always)]
-fn integers(panel: &Panel, b: usize, terms: &Terms, steps: Range<usize>) -> [i32; GROUP] {
-    let mut integers = [0i32; GROUP];
-    for term in [&terms.high, &terms.low] {
-        for integer in &mut integers {
-            *integer <<= 8;
+fn block(activations: &Activations<'_>, token: usize, block: usize) -> [i32; BLOCK] {
+    let terms = activations.terms(token, block);
+    let unsigned = |term: usize, i: usize| i32::from(terms[term].0[i]);
+    let signed = |term: usize, i: usize| i32::from(terms[term].0[i] as i8);
+    std::array::from_fn(|i| match (activations.bits(), activations.form()) {
+        (ActivationBits::Eight, Form::Signed) => signed(0, i),
+        (ActivationBits::Eight, Form::Unsigned) => unsigned(0, i) - 128,
+        (ActivationBits::Sixteen, Form::Signed) => 256 * signed(0, i) + signed(1, i),
+        (ActivationBits::Sixteen, Form::Unsigned) => {
+            256 * unsigned(0, i) + unsigned(1, i) - (128 << 8)
         }
-        for step in steps.clone() {
-            let (w, x) = (&panel.w[b * STEPS + step].0, &term.as_chunks::<4>().0[step]);
-            for lane in 0..GROUP {
-                for i in 0..4 {
-                    integers[lane] += i32::from(w[lane][i]) * i32::from(x[i]);
-                }
+    })
+}
+
+#[inline(always)]
+fn integers(panel: &Panel, b: usize, x: &[i32; BLOCK], steps: Range<usize>) -> [i32; GROUP] {
+    let mut integers = [0i32; GROUP];
+    for step in steps {
+        let (w, x) = (&panel.w[panel.steps(0, b) + step].0, &x.as_chunks::<4>().0[step]);
+        for lane in 0..GROUP {
+            for i in 0..4 {
+                integers[lane] += i32::from(w[lane][i]) * x[i];
             }
         }
     }

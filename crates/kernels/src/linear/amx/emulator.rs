@@ -103,7 +103,7 @@ fn step(tiles: &mut Tiles, code: &[u8], registers: &[i64; 23]) -> Option<usize> 
             }
             return Some(length);
         }
-        (0x5e, 2, true) => products(tiles, (reg, rm.into(), other), signed_unsigned),
+        (0x5e, 1, true) => products(tiles, (reg, rm.into(), other), unsigned_signed),
         (0x5c, 2, true) => products(tiles, (reg, rm.into(), other), bfloats),
         _ => return None,
     }
@@ -162,12 +162,12 @@ fn products(tiles: &mut Tiles, (c, a, b): (usize, usize, usize), each: Sum) {
     }
 }
 
-/// TDPBSUD: four products of signed and unsigned bytes at a time.
-fn signed_unsigned(sum: [u8; 4], a: &[u8], b: &[[u8; ROW_BYTES]], n: usize) -> [u8; 4] {
+/// TDPBUSD: four products of unsigned and signed bytes at a time.
+fn unsigned_signed(sum: [u8; 4], a: &[u8], b: &[[u8; ROW_BYTES]], n: usize) -> [u8; 4] {
     let mut sum = i32::from_le_bytes(sum);
     for (a, b) in a.as_chunks::<4>().0.iter().zip(b) {
         for i in 0..4 {
-            sum = sum.wrapping_add(i32::from(a[i] as i8) * i32::from(b[4 * n + i]));
+            sum = sum.wrapping_add(i32::from(a[i]) * i32::from(b[4 * n + i] as i8));
         }
     }
     sum.to_le_bytes()

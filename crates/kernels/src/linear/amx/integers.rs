@@ -3,7 +3,7 @@
 use std::arch::asm;
 
 use super::{Configured, Shapes, TILE, load, multiply, store, zero};
-use crate::linear::activations::Terms;
+use crate::linear::activations::Term;
 use crate::linear::packed::{BLOCK, GROUP, STEPS};
 use crate::linear::panel::{GROUPS, Panel};
 
@@ -34,7 +34,7 @@ impl TileProducts {
     pub(in crate::linear) unsafe fn new(parts: usize, width: usize) -> TileProducts {
         let (a, b, c) = ((width, BLOCK / parts), (STEPS / parts, 64), (width, 64));
         // SAFETY: by contract.
-        let registers = unsafe { Configured::new(&Shapes::new([c, c, c, c, a, a, b, b])) };
+        let registers = unsafe { Configured::new(&Shapes::new([c, c, c, a, a, b, b, b])) };
         TileProducts { parts, _registers: registers }
     }
 
@@ -47,33 +47,41 @@ impl TileProducts {
         &self,
         panel: &Panel,
         (b, part): (usize, usize),
-        (terms, two_terms): (*const Terms, bool),
+        (terms, two): (*const Term, bool),
         sums: &mut TileSums,
     ) {
         // SAFETY: by contract; what is stored has room for a register.
         unsafe {
-            let high = terms.cast::<i8>().add(part * BLOCK / self.parts);
+            let first = terms.byte_add(part * BLOCK / self.parts);
             let step =
-                |g: usize| panel.w.as_ptr().add(panel.at(g, b) * STEPS + part * STEPS / self.parts);
-            load!(5, high.add(BLOCK), size_of::<Terms>());
-            load!(6, step(0), 64usize);
-            load!(7, step(1), 64usize);
-            if two_terms {
-                load!(4, high, size_of::<Terms>());
+                |g: usize| panel.w.as_ptr().add(panel.steps(g, b) + part * STEPS / self.parts);
+            let apart = if two { 2 } else { 1 } * size_of::<Term>();
+            load!(5, step(0), 64usize);
+            load!(6, step(1), 64usize);
+            load!(7, step(2), 64usize);
+            if two {
+                load!(3, first, apart);
+                // Activations are unsigned, weights are not.
                 zero!(0);
+                multiply!("tdpbusd", 0, 3, 5);
                 zero!(1);
-                multiply!("tdpbsud", 0, 4, 6);
-                multiply!("tdpbsud", 1, 4, 7);
+                multiply!("tdpbusd", 1, 3, 6);
+                zero!(2);
+                multiply!("tdpbusd", 2, 3, 7);
                 store!(0, sums.high[0].as_mut_ptr(), 64usize);
                 store!(1, sums.high[1].as_mut_ptr(), 64usize);
+                store!(2, sums.high[2].as_mut_ptr(), 64usize);
             }
+            load!(4, if two { first.add(1) } else { first }, apart);
+            zero!(0);
+            multiply!("tdpbusd", 0, 4, 5);
+            zero!(1);
+            multiply!("tdpbusd", 1, 4, 6);
             zero!(2);
-            zero!(3);
-            // Activations are signed, weights are not.
-            multiply!("tdpbsud", 2, 5, 6);
-            multiply!("tdpbsud", 3, 5, 7);
-            store!(2, sums.low[0].as_mut_ptr(), 64usize);
-            store!(3, sums.low[1].as_mut_ptr(), 64usize);
+            multiply!("tdpbusd", 2, 4, 7);
+            store!(0, sums.low[0].as_mut_ptr(), 64usize);
+            store!(1, sums.low[1].as_mut_ptr(), 64usize);
+            store!(2, sums.low[2].as_mut_ptr(), 64usize);
         }
     }
 }

@@ -40,10 +40,10 @@ unsafe fn products(rounds: u64) {
     unsafe {
         let registers = Configured::new(&Shapes::new([(TILE, 64); 8]));
         for _ in 0..rounds {
-            multiply!("tdpbsud", 0, 4, 6);
-            multiply!("tdpbsud", 1, 4, 7);
-            multiply!("tdpbsud", 2, 5, 6);
-            multiply!("tdpbsud", 3, 5, 7);
+            multiply!("tdpbusd", 0, 4, 6);
+            multiply!("tdpbusd", 1, 4, 7);
+            multiply!("tdpbusd", 2, 5, 6);
+            multiply!("tdpbusd", 3, 5, 7);
         }
         drop(registers);
     }

@@ -1,0 +1,131 @@
+//! Products with a few tokens: weights are unpacked in registers, as they come from memory.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::super::Slab;
+use super::super::activations::{ActivationBits, Activations, Scaled, Term};
+use super::super::packed::{BLOCK, GROUP, STEPS, integer_bytes};
+use super::formats::{Integers, Scales};
+
+/// How far ahead of a single token's products weights are fetched, in bytes.
+const AHEAD: usize = 2048;
+
+/// Products with a few tokens: weights are unpacked in registers, as they come from memory.
+pub(super) struct Few<'a> {
+    pub(super) slab: &'a Slab<'a>,
+    pub(super) activations: &'a Activations<'a>,
+}
+
+impl Few<'_> {
+    /// # Safety
+    /// The machine has this tier; the group is in bounds.
+    #[inline(always)]
+    pub(super) unsafe fn group<I: Integers, S: Scales>(&self, group: usize) {
+        // SAFETY: the caller has the features; all tokens lie side by side.
+        unsafe {
+            match self.slab.all_tokens {
+                1 => self.products::<I, S, 1>(group),
+                2 => self.products::<I, S, 2>(group),
+                3 => self.products::<I, S, 3>(group),
+                _ => self.products::<I, S, 4>(group),
+            }
+        }
+    }
+
+    /// Products with `T` tokens: the same operations as for many.
+    ///
+    /// # Safety
+    /// The machine has this tier; the group is in bounds, and there are `T` tokens.
+    #[inline(always)]
+    unsafe fn products<I: Integers, S: Scales, const T: usize>(&self, group: usize) {
+        let slab = self.slab;
+        let (bytes, blocks) = (slab.group(group), slab.cols / BLOCK);
+        let size = integer_bytes(slab.format);
+        let two = self.activations.bits() == ActivationBits::Sixteen;
+        let (terms, scaled) = (self.activations.terms(0, 0), self.activations.scaled(0, 0));
+        // SAFETY: the caller has the features; blocks are within the group and the activations,
+        // where `T` tokens lie side by side.
+        unsafe {
+            let scales = bytes.as_ptr().add(blocks * size);
+            let mut sums = [_mm512_setzero_ps(); T];
+            for b in 0..blocks {
+                let at = bytes.as_ptr().add(b * size);
+                // Beyond the group's end lies the next one, or nothing that harms.
+                for line in (0..size).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line).cast());
+                }
+                let (w, scales) = (I::steps(at), S::of(scales, b));
+                let terms = terms.as_ptr().add(b * T * if two { 2 } else { 1 });
+                let scaled = scaled.as_ptr().add(b * T);
+                for part in 0..S::PARTS {
+                    let steps = part * STEPS / S::PARTS..(part + 1) * STEPS / S::PARTS;
+                    let start = std::array::from_fn(|t| start::<S>(&*scaled.add(t), part));
+                    let integers = integers::<T>(&w, (terms, two), steps, start);
+                    let [d, m] = scales[part];
+                    for t in 0..T {
+                        let Scaled { scale, sum, .. } = *scaled.add(t);
+                        let value = _mm512_cvtepi32_ps(integers[t]);
+                        let value = _mm512_mul_ps(value, _mm512_set1_ps(scale));
+                        sums[t] = _mm512_fmadd_ps(value, d, sums[t]);
+                        if S::MINIMA {
+                            sums[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), sums[t]);
+                        }
+                    }
+                }
+            }
+            for (t, sums) in sums.into_iter().enumerate() {
+                let mut values = [0.0; GROUP];
+                _mm512_storeu_ps(values.as_mut_ptr(), sums);
+                slab.sink.store(t, group, &values);
+            }
+        }
+    }
+}
+
+/// What integer products of a part of a block begin with, so that they end as if the centre had
+/// been taken from each weight.
+///
+/// # Safety
+/// The machine has this tier.
+#[inline(always)]
+unsafe fn start<S: Scales>(scaled: &Scaled, part: usize) -> __m512i {
+    let [low, high] = scaled.halves;
+    let sum = if S::PARTS == 1 { low + high } else { scaled.halves[part] };
+    // SAFETY: a register operation of the caller's features.
+    unsafe { _mm512_set1_epi32(sum * -i32::from(S::CENTRE as u8)) }
+}
+
+/// Integer products of `T` tokens over some steps of a block. With few tokens a chain of sums is
+/// what takes time: the terms get one each.
+///
+/// # Safety
+/// The machine has this tier; `terms` points to a block of `T` tokens side by side.
+#[inline(always)]
+unsafe fn integers<const T: usize>(
+    w: &[__m512i; STEPS],
+    (terms, two): (*const Term, bool),
+    steps: Range<usize>,
+    start: [__m512i; T],
+) -> [__m512i; T] {
+    // SAFETY: by contract.
+    unsafe {
+        let term = |mut sums: [__m512i; T], term: *const Term, apart: usize| {
+            for step in steps.clone() {
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    let four = term.add(t * apart).cast::<i32>().add(step).read();
+                    *sum = _mm512_dpbusd_epi32(*sum, w[step], _mm512_set1_epi32(four));
+                }
+            }
+            sums
+        };
+        if !two {
+            return term(start, terms, 1);
+        }
+        let mut sums = term(start, terms.add(1), 2);
+        for (sum, high) in sums.iter_mut().zip(term([_mm512_setzero_si512(); T], terms, 2)) {
+            *sum = _mm512_add_epi32(_mm512_slli_epi32(high, 8), *sum);
+        }
+        sums
+    }
+}

@@ -1,0 +1,338 @@
+//! The quantised product with AVX-512 and VNNI: four columns of sixteen rows an instruction.
+//!
+//! # Safety
+//! Each unsafe function here needs the instruction sets that its `target_feature` names, which
+//! [`Isa::Avx512`](crate::Isa) stands for, and pointers into a group of the format at hand.
+
+mod few;
+mod formats;
+mod tile;
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use few::Few;
+use formats::{
+    Bytes, FiveBits, GroupScale, GroupScaleAndZero, HalfScales, Integers, Nibbles, OneScale,
+    ScaleAndMinimum, ScaledScales, Scales, SixBits,
+};
+use tile::{Block, Sums, TOKENS};
+
+use super::activations::{ActivationBits, Activations, Scaled};
+use super::amx::integers::{TileProducts, TileSums};
+use super::jobs::FEW;
+use super::packed::{GROUP, STEPS, integer_bytes};
+use super::panel::{GROUPS, Panel, Row};
+use super::{Slab, TILE};
+use crate::Format;
+
+/// Computes a slab; with tile registers if `tiles`, which are there then.
+pub(super) fn run(slab: &Slab<'_>, activations: &Activations<'_>, panel: &mut Panel, tiles: bool) {
+    let panel = (panel, tiles);
+    // SAFETY: dispatch chose this tier, which Isa::detect() found.
+    unsafe {
+        match slab.format {
+            Format::Q4_0 => groups::<Nibbles, OneScale<8>>(slab, activations, panel),
+            Format::Q4_1 => groups::<Nibbles, ScaleAndMinimum>(slab, activations, panel),
+            Format::Q5_0 => groups::<FiveBits, OneScale<16>>(slab, activations, panel),
+            Format::Q5_1 => groups::<FiveBits, ScaleAndMinimum>(slab, activations, panel),
+            Format::Q8_0 => groups::<Bytes, OneScale<-128>>(slab, activations, panel),
+            Format::Q4_K => groups::<Nibbles, ScaledScales>(slab, activations, panel),
+            Format::Q5_K => groups::<FiveBits, ScaledScales>(slab, activations, panel),
+            Format::Q6_K => groups::<SixBits, HalfScales>(slab, activations, panel),
+            Format::Int8G32 => groups::<Bytes, GroupScale<1>>(slab, activations, panel),
+            Format::Int8G64 => groups::<Bytes, GroupScale<2>>(slab, activations, panel),
+            Format::Int8G128 => groups::<Bytes, GroupScale<4>>(slab, activations, panel),
+            Format::Int4G32 => groups::<Nibbles, GroupScaleAndZero<1>>(slab, activations, panel),
+            Format::Int4G64 => groups::<Nibbles, GroupScaleAndZero<2>>(slab, activations, panel),
+            Format::Int4G128 => groups::<Nibbles, GroupScaleAndZero<4>>(slab, activations, panel),
+            Format::F32 | Format::F16 | Format::BF16 => unreachable!("dense formats go elsewhere"),
+        }
+    }
+}
+
+/// # Safety
+/// The machine has this tier; groups and tokens are in bounds.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+unsafe fn groups<I: Integers, S: Scales>(
+    slab: &Slab<'_>,
+    activations: &Activations<'_>,
+    (panel, tiles): (&mut Panel, bool),
+) {
+    // SAFETY: features are those of this function; groups are the slab's own.
+    unsafe {
+        if slab.all_tokens <= FEW {
+            let work = Few { slab, activations };
+            return slab.groups.clone().for_each(|group| work.group::<I, S>(group));
+        }
+        panel.size(slab.format, slab.cols);
+        let width = activations.width();
+        let tiles = if tiles { Some(TileProducts::new(S::PARTS, width)) } else { None };
+        let two = activations.bits() == ActivationBits::Sixteen;
+        for first in slab.groups.clone().step_by(GROUPS) {
+            let groups = first..slab.groups.end.min(first + GROUPS);
+            let mut many = Many { slab, activations, panel, groups };
+            match &tiles {
+                Some(tiles) => many.on_tile_registers::<I, S>(tiles),
+                None if two => many.on_vectors::<I, S, true>(),
+                None => many.on_vectors::<I, S, false>(),
+            }
+        }
+    }
+}
+
+/// A block's integers with their signs.
+///
+/// # Safety
+/// As for [`Integers::steps`].
+#[inline(always)]
+unsafe fn centred<I: Integers, S: Scales>(at: *const u8) -> [__m512i; STEPS] {
+    // SAFETY: by contract.
+    unsafe {
+        let mut steps = I::steps(at);
+        if S::CENTRE != 0 {
+            let centre = _mm512_set1_epi8(S::CENTRE);
+            for step in &mut steps {
+                *step = _mm512_sub_epi8(*step, centre);
+            }
+        }
+        steps
+    }
+}
+
+/// What sums over some steps begin with, so that they end as if activations, which are 128 more
+/// than they should be, had their signs.
+///
+/// # Safety
+/// The machine has this tier.
+#[inline(always)]
+unsafe fn start(w: &[__m512i; STEPS], steps: Range<usize>) -> __m512i {
+    // SAFETY: register operations of the caller's features.
+    unsafe {
+        let (mut sum, offset) = (_mm512_setzero_si512(), _mm512_set1_epi8(-128));
+        for step in steps {
+            sum = _mm512_dpbusd_epi32(sum, offset, w[step]);
+        }
+        _mm512_sub_epi32(_mm512_setzero_si512(), sum)
+    }
+}
+
+/// Bytes to be sent for, some with each step.
+struct Fetch {
+    at: *const u8,
+    end: *const u8,
+    step: usize,
+}
+
+impl Fetch {
+    #[inline(always)]
+    fn fetch(&mut self) {
+        let until = self.at.wrapping_add(self.step).min(self.end);
+        while self.at < until {
+            // SAFETY: nothing is read: what is not there is not fetched.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.at.cast()) };
+            self.at = self.at.wrapping_add(64);
+        }
+    }
+}
+
+/// Products of a panel with many tokens.
+struct Many<'a> {
+    slab: &'a Slab<'a>,
+    activations: &'a Activations<'a>,
+    panel: &'a mut Panel,
+    /// Those that the panel has; it may have room for more.
+    groups: Range<usize>,
+}
+
+impl Many<'_> {
+    /// # Safety
+    /// The machine has this tier; groups and tokens are in bounds, and the panel is sized for them.
+    #[inline(always)]
+    unsafe fn on_vectors<I: Integers, S: Scales, const TWO: bool>(&mut self) {
+        // SAFETY: by contract.
+        unsafe {
+            self.side::<I, S, TWO, true>(self.slab.tokens.start);
+            for token in self.slab.tokens.clone().step_by(TOKENS).skip(1) {
+                self.side::<I, S, TWO, false>(token);
+            }
+        }
+    }
+
+    /// Unpacks block `b`.
+    ///
+    /// # Safety
+    /// As for [`Many::on_vectors`].
+    #[inline(always)]
+    unsafe fn unpack<I: Integers, S: Scales>(&mut self, b: usize) {
+        let size = integer_bytes(self.slab.format);
+        for (place, group) in self.groups.clone().enumerate() {
+            let bytes = self.slab.group(group).as_ptr();
+            let at = self.panel.steps(place, b);
+            // SAFETY: the caller has the features; the block is within the group and the panel.
+            unsafe {
+                let w = centred::<I, S>(bytes.add(b * size));
+                let scales = S::of(bytes.add(self.panel.blocks * size), b);
+                let steps = self.panel.w.as_mut_ptr().add(at);
+                for (step, w) in w.iter().enumerate() {
+                    _mm512_store_si512(steps.add(step).cast(), *w);
+                }
+                for (part, [d, m]) in scales[..S::PARTS].iter().enumerate() {
+                    let at = self.panel.part(place, b, part);
+                    let steps = part * STEPS / S::PARTS..(part + 1) * STEPS / S::PARTS;
+                    let start = start(&w, steps);
+                    _mm512_store_si512(self.panel.start.as_mut_ptr().add(at).cast(), start);
+                    _mm512_store_ps(self.panel.d.as_mut_ptr().add(at).cast(), *d);
+                    if S::MINIMA {
+                        _mm512_store_ps(self.panel.m.as_mut_ptr().add(at).cast(), *m);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Eight tokens side by side, the first of them `token`. The `FIRST` ones see to it that the
+    /// panel is unpacked.
+    ///
+    /// # Safety
+    /// As for [`Many::on_vectors`].
+    #[inline(never)]
+    #[target_feature(
+        enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni"
+    )]
+    unsafe fn side<I: Integers, S: Scales, const TWO: bool, const FIRST: bool>(
+        &mut self,
+        token: usize,
+    ) {
+        let width = self.activations.width();
+        let of_item = if TWO { 2 } else { 1 };
+        let terms = self.activations.terms(token, 0).as_ptr();
+        let scaled = self.activations.scaled(token, 0).as_ptr();
+        let mut next = self.next_panel(token);
+        let mut sums: Sums = [[Row([0.0; GROUP]); GROUPS]; TOKENS];
+        for b in 0..self.panel.blocks {
+            next.fetch();
+            if FIRST {
+                // SAFETY: by contract.
+                unsafe { self.unpack::<I, S>(b) };
+            }
+            let panel = &*self.panel;
+            for part in 0..S::PARTS {
+                let (step, at) = (part * STEPS / S::PARTS, panel.part(0, b, part));
+                // SAFETY: the panel has the block; eight tokens have room side by side, the last
+                // ones too.
+                unsafe {
+                    let block = Block {
+                        w: panel.w.as_ptr().add(panel.steps(0, b) + step),
+                        start: panel.start.as_ptr().add(at),
+                        d: panel.d.as_ptr().add(at),
+                        m: panel.m.as_ptr().add(at),
+                        terms: terms.add(b * width * of_item).byte_add(4 * step),
+                        scaled: scaled.add(b * width),
+                    };
+                    tile::add::<S, TWO>(&block, &mut sums);
+                }
+            }
+        }
+        for (token, sums) in (token..self.slab.tokens.end).zip(&sums) {
+            // SAFETY: groups and tokens are the slab's; rows lie one after the other.
+            unsafe {
+                if self.groups.len() == GROUPS {
+                    let sums = &*sums.as_ptr().cast::<[f32; GROUPS * GROUP]>();
+                    self.slab.sink.store(token, self.groups.start, sums);
+                } else {
+                    for (group, Row(sums)) in self.groups.clone().zip(sums) {
+                        self.slab.sink.store(token, group, sums);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next panel's bytes: eight tokens' share of them, to be sent for while they are served.
+    /// What all tokens take turns at, no product waits for.
+    #[inline(always)]
+    fn next_panel(&self, token: usize) -> Fetch {
+        let bytes = GROUPS * self.slab.group_bytes();
+        let sides = self.slab.tokens.len().div_ceil(TOKENS);
+        let share = |side: usize| bytes * side / sides;
+        let side = (token - self.slab.tokens.start) / TOKENS;
+        let from =
+            self.slab.weight.as_ptr().wrapping_add(self.groups.end * self.slab.group_bytes());
+        Fetch {
+            at: from.wrapping_add(share(side)),
+            end: from.wrapping_add(share(side + 1)),
+            step: (share(side + 1) - share(side)).div_ceil(self.panel.blocks),
+        }
+    }
+
+    /// All tokens, on tile registers.
+    ///
+    /// # Safety
+    /// The machine has this tier and tile registers; groups and tokens are in bounds.
+    #[inline(always)]
+    unsafe fn on_tile_registers<I: Integers, S: Scales>(&mut self, tiles: &TileProducts) {
+        let width = self.activations.width();
+        for b in 0..self.panel.blocks {
+            // SAFETY: by contract.
+            unsafe { self.unpack::<I, S>(b) };
+        }
+        for token in self.slab.tokens.clone().step_by(width) {
+            // SAFETY: by contract.
+            unsafe { self.whole_tile::<S>(tiles, token, width) };
+        }
+    }
+
+    /// All tokens that lie side by side, the first of them `token`.
+    ///
+    /// # Safety
+    /// As for [`Many::on_tile_registers`].
+    #[inline(always)]
+    unsafe fn whole_tile<S: Scales>(&self, tiles: &TileProducts, token: usize, width: usize) {
+        let panel = &*self.panel;
+        let two = self.activations.bits() == ActivationBits::Sixteen;
+        let count = width.min(self.slab.tokens.end - token);
+        // SAFETY: the caller has the features; blocks are the panel's, tokens lie side by side.
+        unsafe {
+            let zero = _mm512_setzero_ps();
+            let mut sums = [[zero; TILE]; GROUPS];
+            let mut integers = TileSums::new();
+            for b in 0..panel.blocks {
+                let scaled = self.activations.scaled(token, b);
+                for part in 0..S::PARTS {
+                    let terms = self.activations.terms(token, b).as_ptr();
+                    tiles.multiply(panel, (b, part), (terms, two), &mut integers);
+                    for g in 0..GROUPS {
+                        let at = panel.part(g, b, part);
+                        let d = _mm512_load_ps(panel.d.as_ptr().add(at).cast());
+                        let m = _mm512_load_ps(panel.m.as_ptr().add(at).cast());
+                        let start = _mm512_load_si512(panel.start.as_ptr().add(at).cast());
+                        for (t, Scaled { scale, sum, .. }) in scaled[..count].iter().enumerate() {
+                            let high = _mm512_load_si512(integers.high[g][t].as_ptr().cast());
+                            let low = _mm512_load_si512(integers.low[g][t].as_ptr().cast());
+                            let value = if two {
+                                let high = _mm512_add_epi32(high, start);
+                                _mm512_add_epi32(_mm512_slli_epi32(high, 8), low)
+                            } else {
+                                _mm512_add_epi32(low, start)
+                            };
+                            let value = _mm512_cvtepi32_ps(value);
+                            let value = _mm512_mul_ps(value, _mm512_set1_ps(*scale));
+                            sums[g][t] = _mm512_fmadd_ps(value, d, sums[g][t]);
+                            if S::MINIMA {
+                                sums[g][t] = _mm512_fmadd_ps(m, _mm512_set1_ps(*sum), sums[g][t]);
+                            }
+                        }
+                    }
+                }
+            }
+            for (place, group) in self.groups.clone().enumerate() {
+                for t in 0..count {
+                    let mut values = [0.0; GROUP];
+                    _mm512_storeu_ps(values.as_mut_ptr(), sums[place][t]);
+                    self.slab.sink.store(token + t, group, &values);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Products of eight tokens and three groups of rows: 24 sums of integers in as many registers.
+//!
+//! Written in assembly, since this is the loop that reading prompts takes its time in, and
+//! compilers will not have it: they take operands from memory again for each product, and spill
+//! sums. Here, each is loaded once for all products it has a part in. Of the turns of the two ports
+//! that multiply, products are 8 of 11 with one term (12 where blocks have minima), 16 of 20 (21)
+//! with two.
+
+use std::arch::asm;
+
+use super::super::activations::{Scaled, Term};
+use super::super::jobs::SIDE;
+use super::super::packed::STEPS;
+use super::super::panel::{GROUPS, Row, Start, Step};
+use super::formats::Scales;
+
+/// Tokens that meet a panel at once.
+pub(super) const TOKENS: usize = SIDE;
+
+/// Sums of a tile. They lie in memory: registers are for those of integers.
+pub(super) type Sums = [[Row; GROUPS]; TOKENS];
+
+/// Where a part of a block lies, and what its products are added to.
+pub(super) struct Block {
+    /// Of the first group; the others' follow, whole blocks each.
+    pub(super) w: *const Step,
+    /// Of all groups: what sums of integers begin with, and the weights' numbers.
+    pub(super) start: *const Start,
+    pub(super) d: *const Row,
+    pub(super) m: *const Row,
+    /// Of the first token; the others' follow.
+    pub(super) terms: *const Term,
+    pub(super) scaled: *const Scaled,
+}
+
+/// `$m!` for each token and its three sums.
+macro_rules! tokens {
+    ($m:ident $($argument:tt)*) => {
+        concat!(
+            $m!("0", "zmm0", "zmm1", "zmm2", "zmm27" $($argument)*),
+            $m!("1", "zmm3", "zmm4", "zmm5", "zmm28" $($argument)*),
+            $m!("2", "zmm6", "zmm7", "zmm8", "zmm29" $($argument)*),
+            $m!("3", "zmm9", "zmm10", "zmm11", "zmm30" $($argument)*),
+            $m!("4", "zmm12", "zmm13", "zmm14", "zmm31" $($argument)*),
+            $m!("5", "zmm15", "zmm16", "zmm17", "zmm27" $($argument)*),
+            $m!("6", "zmm18", "zmm19", "zmm20", "zmm28" $($argument)*),
+            $m!("7", "zmm21", "zmm22", "zmm23", "zmm29" $($argument)*),
+        )
+    };
+}
+
+/// Three registers of the groups' numbers, `$apart` bytes apart.
+macro_rules! load {
+    ($a:literal, $b:literal, $c:literal, $at:literal, $apart:literal) => {
+        concat!(
+            "vmovups ", $a, ", [", $at, "]\n", "vmovups ", $b, ", [", $at, " + ", $apart, "]\n",
+            "vmovups ", $c, ", [", $at, " + 2*", $apart, "]\n",
+        )
+    };
+}
+
+macro_rules! begin {
+    ($t:literal, $a:literal, $b:literal, $c:literal, $x:literal) => {
+        load!($a, $b, $c, "{start}", "64")
+    };
+}
+
+macro_rules! product {
+    ($t:literal, $a:literal, $b:literal, $c:literal, $x:literal, $term:literal, $step:literal) => {
+        concat!(
+            "vpbroadcastd ",
+            $x,
+            ", [{terms} + ",
+            $t,
+            "*{item} + 32*",
+            $term,
+            " + 4*",
+            $step,
+            "]\n",
+            "vpdpbusd ",
+            $a,
+            ", ",
+            $x,
+            ", zmm24\n",
+            "vpdpbusd ",
+            $b,
+            ", ",
+            $x,
+            ", zmm25\n",
+            "vpdpbusd ",
+            $c,
+            ", ",
+            $x,
+            ", zmm26\n",
+        )
+    };
+}
+
+/// Products of a term and some steps.
+macro_rules! products {
+    ($term:literal: $($step:literal)*) => {
+        concat!($(
+            "vmovups zmm24, [{w} + 64*", $step, "]\n",
+            "vmovups zmm25, [{w} + 512 + 64*", $step, "]\n",
+            "vmovups zmm26, [{w} + 1024 + 64*", $step, "]\n",
+            tokens!(product, $term, $step),
+        )*)
+    };
+}
+
+/// Sums of the high term count 256 times.
+macro_rules! shift {
+    ($t:literal, $a:literal, $b:literal, $c:literal, $x:literal) => {
+        concat!(
+            "vpslld ", $a, ", ", $a, ", 8\n", "vpslld ", $b, ", ", $b, ", 8\n", "vpslld ", $c,
+            ", ", $c, ", 8\n",
+        )
+    };
+}
+
+/// Scales integers, and adds them to the sums.
+macro_rules! scale {
+    ($t:literal, $a:literal, $b:literal, $c:literal, $x:literal) => {
+        concat!(
+            "vbroadcastss zmm30, [{scaled} + 16*",
+            $t,
+            "]\n",
+            add!($a, "zmm24", $t, "0"),
+            add!($b, "zmm25", $t, "64"),
+            add!($c, "zmm26", $t, "128"),
+        )
+    };
+}
+
+macro_rules! add {
+    ($a:literal, $d:literal, $t:literal, $at:literal) => {
+        concat!(
+            "vcvtdq2ps ",
+            $a,
+            ", ",
+            $a,
+            "\n",
+            "vmulps ",
+            $a,
+            ", ",
+            $a,
+            ", zmm30\n",
+            "vfmadd213ps ",
+            $a,
+            ", ",
+            $d,
+            ", [{sums} + 192*",
+            $t,
+            " + ",
+            $at,
+            "]\n",
+        )
+    };
+}
+
+macro_rules! store {
+    ($t:literal, $a:literal, $b:literal, $c:literal, $x:literal) => {
+        concat!(
+            "vmovups [{sums} + 192*",
+            $t,
+            "], ",
+            $a,
+            "\n",
+            "vmovups [{sums} + 192*",
+            $t,
+            " + 64], ",
+            $b,
+            "\n",
+            "vmovups [{sums} + 192*",
+            $t,
+            " + 128], ",
+            $c,
+            "\n",
+        )
+    };
+}
+
+/// Adds minima, times the sum of the token's numbers.
+macro_rules! minimum {
+    ($t:literal, $a:literal, $b:literal, $c:literal, $x:literal) => {
+        concat!(
+            "vbroadcastss zmm31, [{scaled} + 16*",
+            $t,
+            " + 4]\n",
+            "vfmadd231ps ",
+            $a,
+            ", zmm27, zmm31\n",
+            "vfmadd231ps ",
+            $b,
+            ", zmm28, zmm31\n",
+            "vfmadd231ps ",
+            $c,
+            ", zmm29, zmm31\n",
+        )
+    };
+}
+
+macro_rules! minima {
+    (none) => {
+        ""
+    };
+    (some) => {
+        concat!(load!("zmm27", "zmm28", "zmm29", "{m}", "64"), tokens!(minimum))
+    };
+}
+
+/// A function that adds the products of a part of a block: of the first steps that it is made of,
+/// with terms that it is made of.
+macro_rules! kernel {
+    ($name:ident, $item:literal, [$($products:expr),*], $minima:ident) => {
+        /// # Safety
+        /// The machine has AVX-512 and VNNI; three groups and eight tokens lie where `block` says.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        unsafe fn $name(block: &Block, sums: &mut Sums) {
+            // SAFETY: by contract. `m` is read where there are minima.
+            unsafe {
+                asm!(
+                    tokens!(begin),
+                    $($products,)*
+                    load!("zmm24", "zmm25", "zmm26", "{d}", "64"),
+                    tokens!(scale),
+                    minima!($minima),
+                    tokens!(store),
+                    "/* {m} */",
+                    item = const $item * size_of::<Term>(),
+                    w = in(reg) block.w,
+                    start = in(reg) block.start,
+                    d = in(reg) block.d,
+                    m = in(reg) block.m,
+                    terms = in(reg) block.terms,
+                    scaled = in(reg) block.scaled,
+                    sums = in(reg) sums,
+                    out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
+                    out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _,
+                    out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+                    out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _,
+                    out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
+                    out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
+                    out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _,
+                    out("zmm28") _, out("zmm29") _, out("zmm30") _, out("zmm31") _,
+                    options(nostack, preserves_flags)
+                );
+            }
+        }
+    };
+}
+
+kernel!(one, 1, [products!("0": "0" "1" "2" "3" "4" "5" "6" "7")], none);
+kernel!(one_with_minima, 1, [products!("0": "0" "1" "2" "3" "4" "5" "6" "7")], some);
+kernel!(one_half, 1, [products!("0": "0" "1" "2" "3")], none);
+kernel!(
+    two,
+    2,
+    [
+        products!("0": "0" "1" "2" "3" "4" "5" "6" "7"),
+        tokens!(shift),
+        products!("1": "0" "1" "2" "3" "4" "5" "6" "7")
+    ],
+    none
+);
+kernel!(
+    two_with_minima,
+    2,
+    [
+        products!("0": "0" "1" "2" "3" "4" "5" "6" "7"),
+        tokens!(shift),
+        products!("1": "0" "1" "2" "3" "4" "5" "6" "7")
+    ],
+    some
+);
+kernel!(
+    two_half,
+    2,
+    [products!("0": "0" "1" "2" "3"), tokens!(shift), products!("1": "0" "1" "2" "3")],
+    none
+);
+
+const _: () = assert!(STEPS * size_of::<Step>() == 512 && GROUPS * size_of::<Row>() == 192);
+const _: () = assert!(TOKENS == 8 && size_of::<Term>() == 32 && size_of::<Scaled>() == 16);
+
+/// Adds the products of a part of a block to sums. `TWO` terms, or one.
+///
+/// # Safety
+/// The machine has AVX-512 and VNNI; three groups and eight tokens lie where `block` says.
+#[inline(always)]
+pub(super) unsafe fn add<S: Scales, const TWO: bool>(block: &Block, sums: &mut Sums) {
+    // SAFETY: by contract.
+    unsafe {
+        match (S::PARTS, S::MINIMA, TWO) {
+            (1, false, false) => one(block, sums),
+            (1, true, false) => one_with_minima(block, sums),
+            (2, false, false) => one_half(block, sums),
+            (1, false, true) => two(block, sums),
+            (1, true, true) => two_with_minima(block, sums),
+            (2, false, true) => two_half(block, sums),
+            _ => unreachable!("no format has minima of half blocks"),
+        }
+    }
+}
