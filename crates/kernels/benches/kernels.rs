@@ -1,7 +1,7 @@
 //! Products, attention and joins against the limits that this machine shows in the same run.
 //!
 //!     cargo bench -p pomona-kernels -- [linear|experts|attention|join|FORMAT...] [8-bits]
-//!         [TOKENS...]
+//!         [avx2] [TOKENS...]
 //!
 //! Prints medians of several rounds. Shares: of the measured read bandwidth (weights or KV read
 //! once) and of the measured int8 (integer formats) or f32 peak.
@@ -10,10 +10,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use pomona_device::{DType, Device, Pool, Probe, View, probe};
+use pomona_device::{DType, Device, HostDevice, Pool, Probe, View, probe};
 use pomona_kernels::{
-    Activation, ActivationBits, Attention, CpuOps, Expert, Experts, Format, HeadGroups, KvLayer,
-    LinearPart, Matrix, Ops, Span, StoredRows, WeightSource, Write, int8_tile_ops,
+    Activation, ActivationBits, Attention, CpuOps, Expert, Experts, Format, HeadGroups, Isa,
+    KvLayer, LinearPart, Matrix, Ops, Span, StoredRows, WeightSource, Write, int8_tile_ops,
 };
 
 const ROUNDS: usize = 15;
@@ -28,6 +28,9 @@ fn main() {
         true => ActivationBits::Eight,
         false => ActivationBits::Sixteen,
     };
+    let all = words.len();
+    words.retain(|word| word != "avx2");
+    let isa = if words.len() < all { Isa::Avx2 } else { Isa::detect() };
     let mut counts: Vec<usize> = words.iter().filter_map(|word| word.parse().ok()).collect();
     if counts.is_empty() {
         counts = vec![1, 8, 512];
@@ -43,7 +46,8 @@ fn main() {
     let mut limits = probe(&pool);
     limits.int8_ops_per_s = int8_tile_ops(&pool).unwrap_or(limits.int8_ops_per_s);
     drop(pool);
-    let ops = CpuOps::detect(threads).with_activation_bits(bits);
+    let ops = CpuOps::new(Arc::new(HostDevice::new()), Pool::new(threads), isa)
+        .with_activation_bits(bits);
     println!(
         "{threads} threads, {}: reads {:.1} GB/s, {:.0} GFLOP/s in f32, {:.0} GOP/s in int8",
         ops.isa().name(),

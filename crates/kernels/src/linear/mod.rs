@@ -10,6 +10,8 @@
 mod activations;
 #[cfg_attr(not(target_arch = "x86_64"), path = "portable_tiles.rs")]
 pub(crate) mod amx;
+#[cfg_attr(not(target_arch = "x86_64"), path = "portable_avx2.rs")]
+mod avx2;
 #[cfg_attr(not(target_arch = "x86_64"), path = "portable.rs")]
 mod avx512;
 mod dense;
@@ -295,6 +297,8 @@ pub enum LinearPath {
     Int8Tiles,
     /// 8-bit dot products of vectors (VNNI).
     Int8Vectors,
+    /// 16-bit dot products of vectors (AVX2).
+    Int16Vectors,
     /// Plain loops over integers: the tier has no kernel of its own for them.
     Reference,
 }
@@ -307,7 +311,8 @@ impl LinearPath {
             (_, format) if format.is_dense() => LinearPath::Dense,
             (Isa::Amx, _) => LinearPath::Int8Tiles,
             (Isa::Avx512, _) => LinearPath::Int8Vectors,
-            (Isa::Avx2 | Isa::Reference, _) => LinearPath::Reference,
+            (Isa::Avx2, _) => LinearPath::Int16Vectors,
+            (Isa::Reference, _) => LinearPath::Reference,
         }
     }
 
@@ -318,7 +323,8 @@ impl LinearPath {
             LinearPath::Bf16Tiles => "bf16 tile registers",
             LinearPath::Int8Tiles => "int8 tile registers",
             LinearPath::Int8Vectors => "int8 dot products (VNNI)",
-            LinearPath::Reference => "slow: plain loops, as there is no VNNI",
+            LinearPath::Int16Vectors => "16-bit dot products (AVX2)",
+            LinearPath::Reference => "slow: plain loops, as there is neither AVX-512 VNNI nor AVX2",
         }
     }
 
@@ -356,6 +362,7 @@ fn run_slab(isa: Isa, slab: &Slab<'_>, forms: &Forms<'_>, panel: &mut Panel) {
         LinearPath::Dense => isa.run(dense::Dense { slab, x: tiles[job] }),
         LinearPath::Int8Tiles => avx512::run(slab, &integers[job], panel, true),
         LinearPath::Int8Vectors => avx512::run(slab, &integers[job], panel, false),
+        LinearPath::Int16Vectors => avx2::run(slab, &integers[job], panel),
         LinearPath::Reference => {
             let activations = &integers[job];
             isa.run(reference::Quantised { slab, activations, panel });

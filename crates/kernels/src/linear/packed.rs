@@ -43,10 +43,10 @@ pub(super) const PAIR_BYTES: usize = 4 * GROUP;
 /// Bytes that a group is rounded up to: a cache line.
 const ALIGN: usize = 64;
 /// Blocks that share the 16-bit scales of a K format.
-const SUPER: usize = 8;
+pub(super) const SUPER: usize = 8;
 
 /// Bits of an integer.
-fn bits(format: Format) -> usize {
+pub(super) fn bits(format: Format) -> usize {
     match format {
         Format::Q4_0 | Format::Q4_1 | Format::Q4_K => 4,
         Format::Q5_0 | Format::Q5_1 | Format::Q5_K => 5,
@@ -64,7 +64,8 @@ pub(super) fn integer_bytes(format: Format) -> usize {
 }
 
 /// Bytes of the scales of block `block` and all before it.
-fn factors_at(format: Format, block: usize) -> usize {
+#[inline(always)]
+pub(super) fn factors_at(format: Format, block: usize) -> usize {
     if format.is_grouped() {
         // A 16-bit scale, then for 4 bits a byte.
         let each = if format.is_int4() { 48 } else { 32 };
@@ -291,6 +292,7 @@ pub(super) const fn has_minima(format: Format) -> bool {
 }
 
 /// A block of a group, unpacked: the definition of the layout.
+#[derive(Default)]
 pub(super) struct Block {
     /// `[step][lane][column of the step]`.
     pub(super) w: [[[i8; 4]; GROUP]; STEPS],
@@ -304,13 +306,11 @@ impl Block {
     #[inline(always)]
     pub(super) fn of(format: Format, group: &[u8], cols: usize, b: usize) -> Block {
         let size = integer_bytes(format);
-        let (integers, factors) = group.split_at(cols / BLOCK * size);
-        let mut block =
-            Block { w: [[[0; 4]; GROUP]; STEPS], d: [[0.0; GROUP]; 2], m: [[0.0; GROUP]; 2] };
-        let stored = stored(bits(format), &integers[b * size..][..size]);
+        let stored = stored(bits(format), &group[b * size..][..size]);
+        let mut block = Block::default();
+        block.take_factors(format, &group[cols / BLOCK * size..], b);
         block.w = stored
             .map(|step| step.map(|four| four.map(|w| (w as i8).wrapping_sub(centre(format)))));
-        block.take_factors(format, factors, b);
         block
     }
 
