@@ -5,7 +5,7 @@
 //! ([`Tier`]) where compilers do not find the registers by themselves. So results are the same bits
 //! on every tier.
 
-use crate::lanes::{LANES, widen_half};
+use crate::lanes::{LANES, larger, largest, widen_half};
 
 #[cfg(not(target_arch = "x86_64"))]
 #[path = "isa/portable.rs"]
@@ -33,6 +33,9 @@ pub(crate) trait Tier: Copy {
     type F: Copy;
     /// Vector registers, counted as sixteen lanes each.
     const REGISTERS: usize;
+    /// Asks for a cache line that will be read soon.
+    #[inline(always)]
+    fn prefetch<N>(self, _: &N) {}
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; LANES]) -> Self::F;
     fn store(self, x: Self::F, to: &mut [f32; LANES]);
@@ -50,9 +53,24 @@ pub(crate) trait Tier: Copy {
     }
     /// Widens signed bytes.
     fn bytes(self, x: &[u8; LANES]) -> Self::F;
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, fused.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `b` where it is greater than `a`, `a` elsewhere: also where one of them is NaN.
+    fn larger(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The largest lane, halves against each other as [`Tier::larger`] takes them.
+    #[inline(always)]
+    fn largest(self, x: Self::F) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(x, &mut lanes);
+        largest(lanes)
+    }
+    /// 0 where `x` is less than `bound`, `value` elsewhere: also where `x` is NaN.
+    fn zero_below(self, bound: Self::F, x: Self::F, value: Self::F) -> Self::F;
+    /// Moves the lowest nine bits to where sign and exponent are.
+    fn low_to_exponent(self, x: Self::F) -> Self::F;
 
     /// Widens bfloat16 numbers, given as bits.
     #[inline(always)]
@@ -95,6 +113,26 @@ impl Tier for Portable {
     #[inline(always)]
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    fn larger(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| larger(a[i], b[i]))
+    }
+    #[inline(always)]
+    fn zero_below(self, bound: Self::F, x: Self::F, value: Self::F) -> Self::F {
+        std::array::from_fn(|i| if x[i] < bound[i] { 0.0 } else { value[i] })
+    }
+    #[inline(always)]
+    fn low_to_exponent(self, x: Self::F) -> Self::F {
+        x.map(|x| f32::from_bits(x.to_bits() << 23))
     }
 }
 

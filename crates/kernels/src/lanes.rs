@@ -1,12 +1,27 @@
 //! Sixteen lanes of f32: the width in which sums are kept, the same on every tier, and the
 //! functions that must give the same bits everywhere.
 
+use crate::isa::Tier;
+
 /// Lanes of a sum.
 pub(crate) const LANES: usize = 16;
 
 /// 1.5 * 2^23: adding it rounds to a whole number, which then stands in the lowest bits. A
 /// conversion would not become vector instructions.
 pub(crate) const ROUND: f32 = 12_582_912.0;
+
+/// What starts with a cache line, so that no vector of it lies on two.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(64))]
+pub(crate) struct Aligned<T>(pub(crate) T);
+
+/// A vector in memory.
+pub(crate) type Line = Aligned<[f32; LANES]>;
+
+// SAFETY: a line is sixteen numbers and no padding; all zeros are a line.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above; any bits are a line.
+unsafe impl bytemuck::Pod for Line {}
 
 /// Adds up lanes in a fixed order: halves onto each other.
 #[inline(always)]
@@ -19,6 +34,41 @@ pub(crate) fn sum(mut lanes: [f32; LANES]) -> f32 {
         width /= 2;
     }
     lanes[0]
+}
+
+/// `b` where it is greater, else `a`.
+#[inline(always)]
+pub(crate) fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+/// The largest lane, halves against each other.
+#[inline(always)]
+pub(crate) fn largest(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = larger(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// `2^x`, relative error below 3e-7 for -125 <= x <= 126; 0 below, 1 for 0, NaN for NaN. What it
+/// gives above 126 means nothing.
+#[inline(always)]
+pub(crate) fn exp2<T: Tier>(t: T, x: T::F) -> T::F {
+    // 2^x = 2^n * 2^r, n = round(x), |r| <= 1/2. The sum's lowest bits are n + 127, the exponent
+    // of 2^n; 2^r is a polynomial whose largest relative error is the least (Remez).
+    const BIAS: f32 = ROUND + 127.0;
+    let rounded = t.add(x, t.splat(BIAS));
+    let r = t.sub(x, t.sub(rounded, t.splat(BIAS)));
+    let mut p = t.splat(1.559_467_8e-4);
+    for c in [0.001_340_664_3, 0.009_617_693, 0.055_503_104, 0.240_226_52, 0.693_147_24, 1.0] {
+        p = t.mul_add(p, r, t.splat(c));
+    }
+    t.zero_below(t.splat(-125.0), x, t.mul(p, t.low_to_exponent(rounded)))
 }
 
 /// `lanes[i] += a[i] * b[i]`, fused.
@@ -80,6 +130,8 @@ pub(crate) fn exp(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
+    use crate::isa::Kernel;
 
     #[test]
     fn exp_agrees_with_the_library() {
@@ -91,6 +143,60 @@ mod tests {
         }
         assert_eq!((exp(-1e9), exp(1e9), exp(0.0)), (0.0, f32::INFINITY, 1.0));
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    /// `2^x` of sixteen numbers on a tier.
+    struct Powers<'a>(&'a mut [f32; LANES]);
+
+    impl Kernel for Powers<'_> {
+        #[inline(always)]
+        fn run<T: Tier>(self, t: T) {
+            t.store(exp2(t, t.load(self.0)), self.0);
+        }
+    }
+
+    #[test]
+    fn exp2_agrees_with_the_library_and_is_the_same_on_every_tier() {
+        let powers = |isa: Isa, mut x: [f32; LANES]| {
+            isa.run(Powers(&mut x));
+            x
+        };
+        for i in (-125_000..=126_000).step_by(LANES) {
+            let x: [f32; LANES] = std::array::from_fn(|lane| (i + lane as i32) as f32 / 1000.0);
+            let found = powers(Isa::Reference, x);
+            for (x, found) in x.iter().zip(found) {
+                let expected = f64::from(*x).exp2();
+                let error = (f64::from(found) - expected).abs() / expected;
+                assert!(error < 3e-7, "exp2({x}): relative error {error}");
+            }
+            Isa::available().iter().for_each(|isa| assert_eq!(powers(*isa, x), found));
+        }
+        for isa in Isa::available() {
+            for (x, expected) in [(0.0, 1.0), (-1e9, 0.0), (f32::NEG_INFINITY, 0.0), (-126.0, 0.0)]
+            {
+                assert_eq!(powers(isa, [x; LANES]), [expected; LANES], "{isa:?}: exp2({x})");
+            }
+            assert!(powers(isa, [f32::NAN; LANES]).iter().all(|x| x.is_nan()));
+        }
+    }
+
+    #[test]
+    fn the_largest_lane_is_found_on_every_tier() {
+        struct Largest<'a>([f32; LANES], &'a mut f32);
+        impl Kernel for Largest<'_> {
+            #[inline(always)]
+            fn run<T: Tier>(self, t: T) {
+                *self.1 = t.largest(t.load(&self.0));
+            }
+        }
+        for isa in Isa::available() {
+            for at in 0..LANES {
+                let lanes = std::array::from_fn(|i| if i == at { -1.0 } else { -2.0 - i as f32 });
+                let mut found = 0.0;
+                isa.run(Largest(lanes, &mut found));
+                assert_eq!(found, -1.0, "{isa:?}: lane {at}");
+            }
+        }
     }
 
     #[test]

@@ -13,8 +13,9 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use pomona_device::Pool;
 use pomona_types::{Collective, GroupError};
 
-use super::tile::{MergeRecords, record_len};
-use super::{Item, Out, Problem, SPLIT, TILE_ROWS, Workspace, compute};
+use super::partial::{MergeRecords, record_len};
+use super::tile::Tile;
+use super::{Item, Out, Problem, SPLIT, Workspace, compute, tile_rows};
 use crate::Isa;
 
 /// Most numbers of a round's partial sums, those of all ranks together: 16 MiB. One row and its
@@ -91,7 +92,7 @@ fn pieces(problem: &Problem<'_>) -> Vec<Piece> {
             let position = s.start as usize + row;
             let first = problem.first_seen(position) / SPLIT;
             let splits = |rows: usize| first..(position + rows - 1) / SPLIT + 1;
-            let rows = TILE_ROWS.min(end - row);
+            let rows = tile_rows(problem).min(end - row);
             let most = ROUND_NUMBERS / (splits(rows).len() * row_numbers(problem));
             let rows = rows.min(most.max(1));
             pieces.push(Piece { span, row, rows, splits: splits(rows) });
@@ -148,8 +149,8 @@ impl Round<'_> {
         for (piece, split) in self.splits_of(self.shares.rank) {
             let &Piece { span, row, rows, .. } = piece;
             for kv_head in 0..self.problem.kv_heads {
-                let split = Some((split, work.items.len()));
-                work.items.push(Item { span, row, rows, kv_head, split });
+                let (splits, partial) = (split..split + 1, Some(work.items.len()));
+                work.items.push(Item { span, row, rows, kv_head, splits, partial });
             }
         }
         let partials = work.items.len();
@@ -204,7 +205,8 @@ impl Round<'_> {
                 // SAFETY: within `out` by the assertion; pieces have rows of their own.
                 let out = unsafe { std::slice::from_raw_parts_mut(sink.0.add(start), len) };
                 let splits = &mut splits;
-                isa.run(MergeRecords { splits, head_dim: d, tile: &mut tile, out });
+                let Tile { total, part, .. } = &mut *tile;
+                isa.run(MergeRecords { splits, head_dim: d, total, part, out });
             }
         };
         if self.pieces.len() == 1 { run(0) } else { pool.run(&run) }

@@ -13,6 +13,8 @@
 //! one multiply-add serves 16 keys.
 
 mod context;
+mod panel;
+mod partial;
 mod tile;
 
 use std::ops::Range;
@@ -27,14 +29,23 @@ use crate::isa::Tier;
 use crate::lanes::LANES;
 use crate::{HeadGroups, Isa};
 pub(crate) use context::{Shares, shared_attention};
-use tile::{Merge, Partial, Tile};
+use partial::{Merge, Partial};
+use tile::Tile;
 
 /// Positions in a block.
 pub(crate) const BLOCK: usize = BLOCK_TOKENS as usize;
 /// Positions in a split: where partial sums end.
 const SPLIT: usize = BLOCK * SPLIT_BLOCKS as usize;
-/// Rows of a tile: how often a widened block is used per query head.
-const TILE_ROWS: usize = 16;
+/// Blocks of a run: weighted values shrink, and maxima change, once for each run.
+const RUN: usize = 4;
+/// Positions of a run. Runs start at multiples of it, whatever the chunk or the window.
+const POSITIONS: usize = RUN * BLOCK;
+/// Rows of a tile times heads of a group, about: how often a widened block is used.
+const TILE_PAIRS: usize = 192;
+/// The same where there are few rows: fewer pairs would be busy widening.
+const TILE_PAIRS_MIN: usize = 48;
+/// How many items a thread should have, so that all are done at about the same time.
+const ITEMS_PER_THREAD: usize = 4;
 
 /// A layer's keys or values as they lie in memory: `[blocks, kv_heads, 16 * head_dim]`. Bytes are
 /// signed integers, with 16 scales behind each block's: one for each position.
@@ -64,62 +75,118 @@ pub(crate) fn quantised_bytes(head_dim: usize) -> usize {
 }
 
 impl Cache<'_> {
-    /// Widens a block's keys `[head_dim, 16]`; `row` is the number of its first position.
+    /// Widens a block's keys into rows for each of the head's numbers; `row` is the number of the
+    /// block's first position.
     #[inline(always)]
-    fn keys<T: Tier>(&self, t: T, row: usize, out: &mut [f32]) {
-        let Cache::I8(bytes) = self else { return self.widen(t, row, out) };
-        let (integers, scales) = block_of(bytes, row, out.len());
+    fn keys<'o, T: Tier>(
+        &self,
+        t: T,
+        row: usize,
+        out: impl ExactSizeIterator<Item = &'o mut [f32; LANES]>,
+    ) {
+        let d = out.len();
+        let Cache::I8(bytes) = self else { return self.widen(t, row * d, out) };
+        let (integers, scales) = block_of(bytes, row, d);
         let scales = t.load(&scales);
-        let rows = integers.as_chunks::<LANES>().0;
-        for (out, integers) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(rows) {
+        for (out, integers) in out.zip(integers.as_chunks().0) {
             t.store(t.mul(t.bytes(integers), scales), out);
         }
     }
 
-    /// Widens a block's values `[16, head_dim]`.
+    /// Widens a block's values: rows of `d` numbers, padded to whole vectors.
     #[inline(always)]
-    fn values<T: Tier>(&self, t: T, row: usize, out: &mut [f32]) {
-        let Cache::I8(bytes) = self else { return self.widen(t, row, out) };
-        let (integers, scales) = block_of(bytes, row, out.len());
-        let d = out.len() / BLOCK;
-        let rows = out.chunks_exact_mut(d).zip(integers.chunks_exact(d));
-        for ((out, integers), scale) in rows.zip(scales) {
-            let (outs, rest) = out.as_chunks_mut::<LANES>();
-            for (out, integers) in outs.iter_mut().zip(integers.as_chunks().0) {
-                t.store(t.mul(t.bytes(integers), t.splat(scale)), out);
+    fn values<T: Tier>(&self, t: T, row: usize, d: usize, out: &mut [[f32; LANES]]) {
+        if d.is_multiple_of(LANES) && !matches!(self, Cache::I8(_)) {
+            return self.widen(t, row * d, out.iter_mut());
+        }
+        for (i, out) in out.chunks_exact_mut(d.div_ceil(LANES)).enumerate() {
+            let Cache::I8(bytes) = self else {
+                self.widen(t, (row + i) * d, out[..d / LANES].iter_mut());
+                let rest = &mut out.as_flattened_mut()[d / LANES * LANES..d];
+                rest.iter_mut()
+                    .zip((row + i) * d + d / LANES * LANES..)
+                    .for_each(|(out, at)| *out = self.number(at));
+                continue;
+            };
+            let (integers, scales) = block_of(bytes, row, d);
+            let (integers, rest) = integers[i * d..][..d].as_chunks();
+            let (outs, padded) = out.split_at_mut(d / LANES);
+            for (out, integers) in outs.iter_mut().zip(integers) {
+                t.store(t.mul(t.bytes(integers), t.splat(scales[i])), out);
             }
-            for (out, integer) in rest.iter_mut().zip(&integers[d / LANES * LANES..]) {
-                *out = f32::from(*integer as i8) * scale;
+            for (out, integer) in padded.as_flattened_mut().iter_mut().zip(rest) {
+                *out = f32::from(*integer as i8) * scales[i];
             }
         }
     }
 
-    /// Widens numbers that need no scale.
+    /// Widens numbers that need no scale, from number `at` on.
     #[inline(always)]
-    fn widen<T: Tier>(&self, t: T, row: usize, out: &mut [f32]) {
-        let at = row * (out.len() / BLOCK);
-        let outs = out.as_chunks_mut::<LANES>().0;
+    fn widen<'o, T: Tier>(
+        &self,
+        t: T,
+        at: usize,
+        outs: impl Iterator<Item = &'o mut [f32; LANES]>,
+    ) {
         match self {
-            Cache::F32(x) => out.copy_from_slice(&x[at..][..out.len()]),
+            Cache::F32(x) => {
+                for (out, x) in outs.zip(x[at..].as_chunks().0) {
+                    *out = *x;
+                }
+            }
             Cache::F16(x) => {
-                let halves = x[at..].as_chunks::<LANES>().0;
-                outs.iter_mut().zip(halves).for_each(|(out, x)| t.store(t.halves(x), out));
+                for (out, x) in outs.zip(x[at..].as_chunks().0) {
+                    t.store(t.halves(x), out);
+                }
             }
             Cache::BF16(x) => {
-                let bfloats = x[at..].as_chunks::<LANES>().0;
-                outs.iter_mut().zip(bfloats).for_each(|(out, x)| t.store(t.bfloats(x), out));
+                for (out, x) in outs.zip(x[at..].as_chunks().0) {
+                    t.store(t.bfloats(x), out);
+                }
             }
             Cache::I8(_) => {}
         }
+    }
+
+    /// One number that needs no scale.
+    fn number(&self, at: usize) -> f32 {
+        match self {
+            Cache::F32(x) => x[at],
+            Cache::F16(x) => f16::from_bits(x[at]).to_f32(),
+            Cache::BF16(x) => bf16::from_bits(x[at]).to_f32(),
+            Cache::I8(_) => 0.0,
+        }
+    }
+
+    /// Asks for a block's memory.
+    #[inline(always)]
+    fn prefetch<T: Tier>(&self, t: T, row: usize, d: usize) {
+        let numbers = row * d..(row + BLOCK) * d;
+        match self {
+            Cache::F32(x) => lines(t, &x[numbers]),
+            Cache::F16(x) | Cache::BF16(x) => lines(t, &x[numbers]),
+            Cache::I8(x) => {
+                lines(t, &x[row * quantised_bytes(d)..][..BLOCK * quantised_bytes(d)]);
+            }
+        }
+    }
+}
+
+/// Asks for each cache line of some numbers.
+#[inline(always)]
+fn lines<T: Tier, N>(t: T, numbers: &[N]) {
+    /// Bytes of a cache line.
+    const LINE: usize = 64;
+    for line in numbers.chunks(LINE / size_of::<N>()) {
+        t.prefetch(&line[0]);
     }
 }
 
 /// A quantised block's integers, and the scale of each position.
 #[inline(always)]
-fn block_of(bytes: &[u8], row: usize, len: usize) -> (&[u8], [f32; BLOCK]) {
-    let d = len / BLOCK;
+fn block_of(bytes: &[u8], row: usize, d: usize) -> (&[u8], [f32; BLOCK]) {
     let block = &bytes[row * quantised_bytes(d)..][..BLOCK * quantised_bytes(d)];
-    let (integers, scales) = block.split_at(len);
+    let (integers, scales) = block.split_at(BLOCK * d);
     let scales = scales.as_chunks::<SCALE_BYTES>().0;
     (integers, std::array::from_fn(|i| f32::from_le_bytes(scales[i])))
 }
@@ -198,15 +265,23 @@ pub(crate) struct Problem<'a> {
     pub(crate) spans: &'a [crate::Span],
 }
 
-/// A piece of work: rows of a span, a KV head, and one split or all.
-#[derive(Clone, Copy, Debug)]
+/// A piece of work: rows of a span, a KV head, and splits of what they see.
+#[derive(Clone, Debug)]
 struct Item {
     span: usize,
     row: usize,
     rows: usize,
     kv_head: usize,
-    /// Which split, and where its partial result goes; `None` computes all and stores the output.
-    split: Option<(usize, usize)>,
+    splits: Range<usize>,
+    /// Where its partial result goes; `None` has all splits and stores the output.
+    partial: Option<usize>,
+}
+
+impl Item {
+    /// About how long it takes.
+    fn cost(&self) -> usize {
+        self.rows * self.splits.len()
+    }
 }
 
 /// Reused memory: work lists, partial results, one tile per worker.
@@ -255,7 +330,7 @@ pub(crate) fn attention(
             let len = tile.group_len();
             // SAFETY: this item's own rows and heads, within `out`, which has q's size.
             let out = unsafe { std::slice::from_raw_parts_mut(sink.0.add(at), len) };
-            out.copy_from_slice(tile.output(row));
+            tile.write(row, out);
         }
     });
     merge_splits(isa, problem, work, out);
@@ -277,12 +352,12 @@ fn compute(
     let run = |worker: usize| {
         let mut tile = tiles[worker].lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-            isa.run(tile::Run { problem, item: *item, tile: &mut tile });
-            match item.split {
+            isa.run(tile::Run { problem, item, tile: &mut tile });
+            match item.partial {
                 None => whole(item, &tile),
-                Some((_, slot)) => {
+                Some(slot) => {
                     let mut partial = partials[slot].lock().unwrap_or_else(PoisonError::into_inner);
-                    tile.swap_total(&mut partial);
+                    std::mem::swap(&mut tile.total, &mut partial);
                 }
             }
         }
@@ -296,57 +371,78 @@ fn head_at(problem: &Problem<'_>, item: &Item, row: usize) -> usize {
     (row * problem.heads + problem.group(item).start) * problem.head_dim
 }
 
-/// Lists the work; returns the number of partial results.
+/// Rows of a tile.
+fn tile_rows(problem: &Problem<'_>) -> usize {
+    (TILE_PAIRS / problem.groups.size).max(1)
+}
+
+/// Lists the work, what takes longest first; returns the number of partial results.
 fn plan(problem: &Problem<'_>, threads: usize, items: &mut Vec<Item>) -> usize {
     items.clear();
-    let tiles: usize = problem.spans.iter().map(|s| (s.rows as usize).div_ceil(TILE_ROWS)).sum();
-    // With work for all, splitting only adds merging.
-    let splitting = tiles * problem.kv_heads < 4 * threads && threads > 1;
-    let mut partials = 0;
+    let tiles = |rows: usize| -> usize {
+        let tiles = |span: &crate::Span| (span.rows as usize).div_ceil(rows);
+        problem.spans.iter().map(tiles).sum::<usize>() * problem.kv_heads
+    };
+    // One thread has no one to share with.
+    let enough = if threads > 1 { ITEMS_PER_THREAD * threads } else { 1 };
+    let mut tile_rows = tile_rows(problem);
+    while tile_rows * problem.groups.size > TILE_PAIRS_MIN && tiles(tile_rows) < enough {
+        tile_rows = tile_rows.div_ceil(2);
+    }
     for (span, s) in problem.spans.iter().enumerate() {
-        for row in (0..s.rows as usize).step_by(TILE_ROWS) {
-            let rows = TILE_ROWS.min(s.rows as usize - row);
+        for row in (0..s.rows as usize).step_by(tile_rows) {
+            let rows = tile_rows.min(s.rows as usize - row);
             let position = s.start as usize + row;
-            let first = problem.first_seen(position) / SPLIT;
-            let splits = first..(position + rows - 1) / SPLIT + 1;
+            let splits = problem.first_seen(position) / SPLIT..(position + rows - 1) / SPLIT + 1;
             for kv_head in 0..problem.kv_heads {
-                let item = Item { span, row, rows, kv_head, split: None };
-                if splitting && rows == 1 && splits.len() > 1 {
-                    for split in splits.clone() {
-                        items.push(Item { split: Some((split, partials)), ..item });
-                        partials += 1;
-                    }
-                } else {
-                    items.push(item);
-                }
+                let splits = splits.clone();
+                items.push(Item { span, row, rows, kv_head, splits, partial: None });
             }
         }
     }
+    // What would keep one thread busy while others have nothing left is cut where sums end.
+    let most = items.iter().map(Item::cost).sum::<usize>() / enough;
+    let mut partials = 0;
+    for at in 0..items.len() {
+        let item = items[at].clone();
+        if threads > 1 && item.splits.len() > 1 && item.cost() > most {
+            for split in item.splits.clone() {
+                let part =
+                    Item { splits: split..split + 1, partial: Some(partials), ..item.clone() };
+                if split == item.splits.start {
+                    items[at] = part;
+                } else {
+                    items.push(part);
+                }
+                partials += 1;
+            }
+        }
+    }
+    items.sort_by_key(|item| std::cmp::Reverse(item.cost()));
     partials
 }
 
 /// Adds up partial results in order of splits.
 fn merge_splits(isa: Isa, problem: &Problem<'_>, work: &mut Workspace, out: &mut [f32]) {
     let Some(tile) = work.tiles.first_mut() else { return };
-    let tile = tile.get_mut().unwrap_or_else(PoisonError::into_inner);
-    let mut at = 0;
-    while at < work.items.len() {
-        let item = work.items[at];
-        let Some((_, first)) = item.split else {
-            at += 1;
-            continue;
-        };
-        let same = |i: &Item| (i.span, i.row, i.kv_head) == (item.span, item.row, item.kv_head);
-        let count = work.items[at..].iter().take_while(|i| same(i)).count();
-        tile.start(problem, &item);
-        for slot in first..first + count {
+    let total = &mut tile.get_mut().unwrap_or_else(PoisonError::into_inner).total;
+    let head_dim = problem.head_dim;
+    work.items.retain(|item| item.partial.is_some());
+    work.items.sort_by_key(|item| item.partial);
+    for splits in
+        work.items.chunk_by(|a, b| (a.span, a.row, a.kv_head) == (b.span, b.row, b.kv_head))
+    {
+        let item = &splits[0];
+        let group = problem.group(item).len();
+        total.clear(item.rows * group, head_dim);
+        for slot in splits.iter().filter_map(|split| split.partial) {
             let part = work.partials[slot].get_mut().unwrap_or_else(PoisonError::into_inner);
-            isa.run(Merge { tile, part });
+            isa.run(Merge { total, part, head_dim });
         }
-        tile.finish();
-        let start = head_at(problem, &item, 0);
-        out[start..start + tile.group_len()].copy_from_slice(tile.output(0));
-        at += count;
+        for row in 0..item.rows {
+            let out = &mut out[head_at(problem, item, row)..][..group * head_dim];
+            total.finish(row * group, head_dim, out);
+        }
     }
 }
 

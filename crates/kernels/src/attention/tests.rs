@@ -122,7 +122,7 @@ impl Scene {
 
 #[test]
 fn every_tier_agrees_with_the_definition() {
-    for shape in [(4, 2, 16), (3, 1, 20), (2, 2, 64), (9, 3, 8)] {
+    for shape in [(4, 2, 16), (3, 1, 20), (2, 2, 64), (9, 3, 8), (5, 1, 48), (8, 1, 80)] {
         for window in [None, Some(1), Some(17), Some(300)] {
             let scene = Scene { window, ..Scene::new(530, shape) };
             for isa in Isa::available() {
@@ -156,6 +156,34 @@ fn results_are_the_same_bits_however_the_work_is_cut() {
                 let rows = chunk.min(700 - start);
                 let found = scene.run(isa, threads, start, rows);
                 assert_eq!(found, whole[start * width..][..rows * width], "{isa:?} {start}+{rows}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_row_does_not_see_cannot_reach_it() {
+    let (len, poisoned) = (200, 71..200);
+    for shape in [(3, 3, 20), (8, 2, 32)] {
+        for window in [None, Some(40)] {
+            let clean = Scene { window, ..Scene::new(len, shape) };
+            let mut scene = Scene { window, ..Scene::new(len, shape) };
+            let (kv_heads, d) = (shape.1, shape.2);
+            for position in poisoned.clone() {
+                let block = scene.table[position / BLOCK] as usize * kv_heads;
+                for head in block..block + kv_heads {
+                    for i in 0..d {
+                        scene.k[(head * d + i) * BLOCK + position % BLOCK] = f32::NAN;
+                        let value = (head * BLOCK + position % BLOCK) * d + i;
+                        scene.v[value] = [f32::NAN, f32::INFINITY][i % 2];
+                    }
+                }
+            }
+            let before = poisoned.start * shape.0 * d;
+            for isa in Isa::available() {
+                let found = scene.run(isa, 1, 0, len);
+                assert_eq!(found[..before], clean.run(isa, 1, 0, len)[..before], "{isa:?}");
+                assert!(found[before..].iter().all(|x| x.is_nan()), "{isa:?}: hidden");
             }
         }
     }

@@ -44,6 +44,13 @@ fn avx512<K: Kernel>(kernel: K) {
     kernel.run(Avx512(()));
 }
 
+/// Brings a line closer; any address is allowed.
+#[inline(always)]
+fn prefetch<N>(at: &N) {
+    // SAFETY: prefetching reads nothing; every x86-64 has the instruction.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast()) };
+}
+
 /// Two registers of eight lanes.
 #[derive(Clone, Copy)]
 struct Avx2(());
@@ -57,6 +64,38 @@ struct Avx512(());
 impl Tier for Avx2 {
     type F = [__m256; 2];
     const REGISTERS: usize = 8;
+    #[inline(always)]
+    fn prefetch<N>(self, at: &N) {
+        prefetch(at);
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn larger(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see above. The instruction gives its second operand unless the first is greater.
+        unsafe { [_mm256_max_ps(b[0], a[0]), _mm256_max_ps(b[1], a[1])] }
+    }
+    #[inline(always)]
+    fn zero_below(self, bound: Self::F, x: Self::F, value: Self::F) -> Self::F {
+        let zero = |bound, x, value| {
+            // SAFETY: see above.
+            unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x, bound), value) }
+        };
+        [zero(bound[0], x[0], value[0]), zero(bound[1], x[1], value[1])]
+    }
+    #[inline(always)]
+    fn low_to_exponent(self, x: Self::F) -> Self::F {
+        // SAFETY: see above.
+        x.map(|x| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(x))) })
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         // SAFETY: see above.
@@ -107,6 +146,45 @@ impl Tier for Avx2 {
 impl Tier for Avx512 {
     type F = __m512;
     const REGISTERS: usize = 32;
+    #[inline(always)]
+    fn prefetch<N>(self, at: &N) {
+        prefetch(at);
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn larger(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see above. The instruction gives its second operand unless the first is greater.
+        unsafe { _mm512_max_ps(b, a) }
+    }
+    #[inline(always)]
+    fn largest(self, x: Self::F) -> f32 {
+        // SAFETY: see above; order and operands are those of the definition.
+        unsafe {
+            let x = _mm256_max_ps(_mm512_extractf32x8_ps::<1>(x), _mm512_castps512_ps256(x));
+            let x = _mm_max_ps(_mm256_extractf128_ps::<1>(x), _mm256_castps256_ps128(x));
+            let x = _mm_max_ps(_mm_movehl_ps(x, x), x);
+            _mm_cvtss_f32(_mm_max_ss(_mm_movehdup_ps(x), x))
+        }
+    }
+    #[inline(always)]
+    fn zero_below(self, bound: Self::F, x: Self::F, value: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound), value) }
+    }
+    #[inline(always)]
+    fn low_to_exponent(self, x: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(x))) }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         // SAFETY: see above.
