@@ -150,7 +150,8 @@ impl Round<'_> {
             let &Piece { span, row, rows, .. } = piece;
             for kv_head in 0..self.problem.kv_heads {
                 let (splits, partial) = (split..split + 1, Some(work.items.len()));
-                work.items.push(Item { span, row, rows, kv_head, splits, partial });
+                let kv_heads = kv_head..kv_head + 1;
+                work.items.push(Item { span, row, rows, kv_heads, splits, partial });
             }
         }
         let partials = work.items.len();

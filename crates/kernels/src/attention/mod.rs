@@ -265,13 +265,13 @@ pub(crate) struct Problem<'a> {
     pub(crate) spans: &'a [crate::Span],
 }
 
-/// A piece of work: rows of a span, a KV head, and splits of what they see.
+/// A piece of work: rows of a span, some KV heads, and splits of what they see.
 #[derive(Clone, Debug)]
 struct Item {
     span: usize,
     row: usize,
     rows: usize,
-    kv_head: usize,
+    kv_heads: Range<usize>,
     splits: Range<usize>,
     /// Where its partial result goes; `None` has all splits and stores the output.
     partial: Option<usize>,
@@ -280,7 +280,18 @@ struct Item {
 impl Item {
     /// About how long it takes.
     fn cost(&self) -> usize {
-        self.rows * self.splits.len()
+        self.rows * self.kv_heads.len() * self.splits.len()
+    }
+
+    /// Its KV heads, with the first pair that reads each, and how many query heads of a row do.
+    /// Pairs lie by KV head, row and query head.
+    fn groups(&self, problem: &Problem<'_>) -> impl Iterator<Item = (usize, usize, usize)> {
+        let first = problem.readers(&self.kv_heads).start;
+        let (rows, groups, heads) = (self.rows, problem.groups, problem.heads);
+        self.kv_heads.clone().map(move |kv_head| {
+            let group = groups.of(kv_head, heads);
+            (kv_head, rows * (group.start - first), group.len())
+        })
     }
 }
 
@@ -302,9 +313,10 @@ unsafe impl Sync for Out {}
 unsafe impl Send for Out {}
 
 impl Problem<'_> {
-    /// The query heads of an item.
-    fn group(&self, item: &Item) -> Range<usize> {
-        self.groups.of(item.kv_head, self.heads)
+    /// The query heads that read some KV heads.
+    fn readers(&self, kv_heads: &Range<usize>) -> Range<usize> {
+        let first = self.groups.of(kv_heads.start, self.heads).start;
+        first..self.groups.of(kv_heads.end - 1, self.heads).end
     }
 
     /// First position that `position` sees.
@@ -325,12 +337,13 @@ pub(crate) fn attention(
     let sink = Out(out.as_mut_ptr());
     compute(pool, isa, problem, (work, partials), &|item, tile| {
         let sink = &sink;
-        for row in 0..item.rows {
-            let at = head_at(problem, item, row);
-            let len = tile.group_len();
-            // SAFETY: this item's own rows and heads, within `out`, which has q's size.
-            let out = unsafe { std::slice::from_raw_parts_mut(sink.0.add(at), len) };
-            tile.write(row, out);
+        for (kv_head, first, group) in item.groups(problem) {
+            for row in 0..item.rows {
+                let (at, len) = (head_at(problem, item, kv_head, row), group * problem.head_dim);
+                // SAFETY: this item's own rows and heads, within `out`, which has q's size.
+                let out = unsafe { std::slice::from_raw_parts_mut(sink.0.add(at), len) };
+                tile.total.finish(first + row * group, problem.head_dim, out);
+            }
         }
     });
     merge_splits(isa, problem, work, out);
@@ -365,10 +378,11 @@ fn compute(
     if items.len() == 1 { run(0) } else { pool.run(&run) }
 }
 
-/// Where a row's group of heads starts in `q` and `out`.
-fn head_at(problem: &Problem<'_>, item: &Item, row: usize) -> usize {
+/// Where the query heads of a row that read a KV head start in `q` and `out`.
+fn head_at(problem: &Problem<'_>, item: &Item, kv_head: usize, row: usize) -> usize {
     let row = problem.spans[item.span].first_row as usize + item.row + row;
-    (row * problem.heads + problem.group(item).start) * problem.head_dim
+    let head = problem.groups.of(kv_head, problem.heads).start;
+    (row * problem.heads + head) * problem.head_dim
 }
 
 /// Rows of a tile.
@@ -394,10 +408,20 @@ fn plan(problem: &Problem<'_>, threads: usize, items: &mut Vec<Item>) -> usize {
             let rows = tile_rows.min(s.rows as usize - row);
             let position = s.start as usize + row;
             let splits = problem.first_seen(position) / SPLIT..(position + rows - 1) / SPLIT + 1;
-            for kv_head in 0..problem.kv_heads {
-                let splits = splits.clone();
-                items.push(Item { span, row, rows, kv_head, splits, partial: None });
+            let kv_heads = 0..problem.kv_heads;
+            items.push(Item { span, row, rows, kv_heads, splits, partial: None });
+        }
+    }
+    // Few rows take all heads of a block at a time, as they lie in memory, if cuts between splits
+    // leave enough items; else each head is an item.
+    let splits: usize = items.iter().map(|item| item.splits.len()).sum();
+    let many = |item: &Item| item.rows * problem.heads > TILE_PAIRS;
+    if splits < enough || items.iter().any(many) {
+        for at in 0..items.len() {
+            for kv_head in 1..problem.kv_heads {
+                items.push(Item { kv_heads: kv_head..kv_head + 1, ..items[at].clone() });
             }
+            items[at].kv_heads = 0..1;
         }
     }
     // What would keep one thread busy while others have nothing left is cut where sums end.
@@ -429,19 +453,19 @@ fn merge_splits(isa: Isa, problem: &Problem<'_>, work: &mut Workspace, out: &mut
     let head_dim = problem.head_dim;
     work.items.retain(|item| item.partial.is_some());
     work.items.sort_by_key(|item| item.partial);
-    for splits in
-        work.items.chunk_by(|a, b| (a.span, a.row, a.kv_head) == (b.span, b.row, b.kv_head))
-    {
+    let same = |a: &Item, b: &Item| (a.span, a.row, &a.kv_heads) == (b.span, b.row, &b.kv_heads);
+    for splits in work.items.chunk_by(same) {
         let item = &splits[0];
-        let group = problem.group(item).len();
-        total.clear(item.rows * group, head_dim);
+        total.clear(item.rows * problem.readers(&item.kv_heads).len(), head_dim);
         for slot in splits.iter().filter_map(|split| split.partial) {
             let part = work.partials[slot].get_mut().unwrap_or_else(PoisonError::into_inner);
             isa.run(Merge { total, part, head_dim });
         }
-        for row in 0..item.rows {
-            let out = &mut out[head_at(problem, item, row)..][..group * head_dim];
-            total.finish(row * group, head_dim, out);
+        for (kv_head, first, group) in item.groups(problem) {
+            for row in 0..item.rows {
+                let at = head_at(problem, item, kv_head, row);
+                total.finish(first + row * group, head_dim, &mut out[at..][..group * head_dim]);
+            }
         }
     }
 }

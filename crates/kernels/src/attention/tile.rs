@@ -13,9 +13,8 @@ use crate::lanes::{Line, sum};
 /// A worker's memory for one tile.
 #[derive(Default)]
 pub(super) struct Tile {
-    group: usize,
     head_dim: usize,
-    rows: usize,
+    pairs: usize,
     /// Queries `[head_dim, pairs]` of one panel after the other, scaled to powers of two.
     queries: Vec<f32>,
     /// Merged splits.
@@ -33,42 +32,39 @@ impl Tile {
     /// Takes an item's queries and forgets what was before.
     #[inline(always)]
     fn start(&mut self, problem: &Problem<'_>, item: &Item) {
-        let (group, d) = (problem.group(item).len(), problem.head_dim);
-        (self.group, self.head_dim, self.rows) = (group, d, item.rows);
-        self.total.clear(self.pairs(), d);
+        let d = problem.head_dim;
+        let pairs = item.rows * problem.readers(&item.kv_heads).len();
+        (self.head_dim, self.pairs) = (d, pairs);
+        self.total.clear(pairs, d);
         if self.values.len() != POSITIONS * vectors(d) {
             self.keys = vec![Line::default(); RUN * d];
             self.values = vec![Line::default(); POSITIONS * vectors(d)];
         }
         // Scores are exponents of 2.
         let scale = problem.scale * std::f32::consts::LOG2_E;
-        self.queries.resize(self.pairs() * d, 0.0);
-        let (mut first, pairs) = (0, self.pairs());
-        while first < pairs {
-            let len = panel_len(pairs - first);
-            let panel = &mut self.queries[first * d..][..len * d];
-            for p in 0..len {
-                let (row, head) = ((first + p) / group, (first + p) % group);
-                let q = &problem.q[super::head_at(problem, item, row) + head * d..][..d];
-                panel.iter_mut().skip(p).step_by(len).zip(q).for_each(|(to, q)| *to = q * scale);
+        self.queries.resize(pairs * d, 0.0);
+        for (kv_head, start, group) in item.groups(problem) {
+            for (first, len) in panels(start..start + item.rows * group) {
+                let panel = &mut self.queries[first * d..][..len * d];
+                for p in 0..len {
+                    let (row, head) = ((first + p - start) / group, (first + p - start) % group);
+                    let at = super::head_at(problem, item, kv_head, row) + head * d;
+                    let places = panel.iter_mut().skip(p).step_by(len);
+                    places.zip(&problem.q[at..][..d]).for_each(|(to, q)| *to = q * scale);
+                }
             }
-            first += len;
         }
     }
+}
 
-    fn pairs(&self) -> usize {
-        self.rows * self.group
-    }
-
-    /// Elements of one row's group of heads.
-    pub(super) fn group_len(&self) -> usize {
-        self.group * self.head_dim
-    }
-
-    /// Writes one row's result.
-    pub(super) fn write(&self, row: usize, out: &mut [f32]) {
-        self.total.finish(row * self.group, self.head_dim, out);
-    }
+/// Cuts pairs into panels: where each starts, and its length.
+#[inline(always)]
+fn panels(mut pairs: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+    std::iter::from_fn(move || {
+        let (first, len) = (pairs.start, panel_len(pairs.len()));
+        pairs.start += len;
+        (len > 0).then_some((first, len))
+    })
 }
 
 /// Computes an item into a tile.
@@ -93,9 +89,9 @@ impl Kernel for Run<'_> {
 /// Fills `tile.part` with the sums over one split.
 #[inline(always)]
 fn one_split<T: Tier>(t: T, problem: &Problem<'_>, item: &Item, tile: &mut Tile, split: usize) {
-    tile.part.clear(tile.pairs(), tile.head_dim);
+    tile.part.clear(tile.pairs, tile.head_dim);
     tile.sums.clear();
-    tile.sums.resize(tile.pairs(), Line::default());
+    tile.sums.resize(tile.pairs, Line::default());
     let start = problem.spans[item.span].start as usize + item.row;
     let from = problem.first_seen(start).max(split * SPLIT) / BLOCK;
     let to = (start + item.rows).min((split + 1) * SPLIT).div_ceil(BLOCK);
@@ -106,8 +102,22 @@ fn one_split<T: Tier>(t: T, problem: &Problem<'_>, item: &Item, tile: &mut Tile,
             let high = (start + row + 1).min(begin + POSITIONS);
             low.saturating_sub(begin)..high.saturating_sub(begin)
         };
-        widen(t, problem, item, tile, first, from..to);
-        one_run(t, tile, &seen);
+        // What is between rows that see all of it sees all of it too.
+        let all = [0, item.rows - 1].iter().all(|row| seen(*row) == (0..POSITIONS));
+        for (kv_head, start, group) in item.groups(problem) {
+            widen(t, problem, (item.span, kv_head), tile, (first, from..to));
+            for (first, len) in panels(start..start + item.rows * group) {
+                let row = |p: usize| (first + p - start) / group;
+                let seen = |p: usize| if all { 0..POSITIONS } else { seen(row(p)) };
+                match len {
+                    6.. => panel::<T, 6>(t, tile, first, seen),
+                    4.. => panel::<T, 4>(t, tile, first, seen),
+                    3 => panel::<T, 3>(t, tile, first, seen),
+                    2 => panel::<T, 2>(t, tile, first, seen),
+                    _ => panel::<T, 1>(t, tile, first, seen),
+                }
+            }
+        }
     }
     let sums = tile.part.sum.as_flattened_mut().iter_mut().zip(&tile.sums);
     sums.for_each(|(total, lanes)| *total = sum(lanes.0));
@@ -118,14 +128,13 @@ fn one_split<T: Tier>(t: T, problem: &Problem<'_>, item: &Item, tile: &mut Tile,
 fn widen<T: Tier>(
     t: T,
     problem: &Problem<'_>,
-    item: &Item,
+    (span, kv_head): (usize, usize),
     tile: &mut Tile,
-    first: usize,
-    blocks: Range<usize>,
+    (first, blocks): (usize, Range<usize>),
 ) {
-    let span = &problem.spans[item.span];
+    let span = &problem.spans[span];
     let table = &problem.tables[span.table as usize..][..span.table_len as usize];
-    let place = |block: usize| (table[block] as usize * problem.kv_heads + item.kv_head) * BLOCK;
+    let place = |block: usize| (table[block] as usize * problem.kv_heads + kv_head) * BLOCK;
     let d = tile.head_dim;
     for block in first.max(blocks.start)..(first + RUN).min(blocks.end) {
         if block + RUN < blocks.end {
@@ -140,32 +149,14 @@ fn widen<T: Tier>(
     }
 }
 
-/// Adds the widened run to all pairs; `seen` tells what a row sees of it.
-#[inline(always)]
-fn one_run<T: Tier>(t: T, tile: &mut Tile, seen: &impl Fn(usize) -> Range<usize>) {
-    // What is between rows that see all of it sees all of it too.
-    let all = [0, tile.rows - 1].iter().all(|row| seen(*row) == (0..POSITIONS));
-    let (mut first, pairs, group) = (0, tile.pairs(), tile.group);
-    while first < pairs {
-        let seen = |p: usize| if all { 0..POSITIONS } else { seen((first + p) / group) };
-        first += match panel_len(pairs - first) {
-            6.. => panel::<T, 6>(t, tile, first, seen),
-            4.. => panel::<T, 4>(t, tile, first, seen),
-            3 => panel::<T, 3>(t, tile, first, seen),
-            2 => panel::<T, 2>(t, tile, first, seen),
-            _ => panel::<T, 1>(t, tile, first, seen),
-        };
-    }
-}
-
-/// Adds it to the `P` pairs from `first` on; returns `P`.
+/// Adds the widened run to the `P` pairs from `first` on; `seen` tells what each sees of it.
 #[inline(always)]
 fn panel<T: Tier, const P: usize>(
     t: T,
     tile: &mut Tile,
     first: usize,
     seen: impl Fn(usize) -> Range<usize>,
-) -> usize {
+) {
     let (d, width) = (tile.head_dim, vectors(tile.head_dim));
     let panel = Panel::<P> {
         queries: tile.queries[first * d..][..P * d].as_chunks().0,
@@ -177,5 +168,4 @@ fn panel<T: Tier, const P: usize>(
         acc: cast_slice_mut(&mut tile.part.acc[first * width..][..P * width]),
     };
     panel.add(t);
-    P
 }
