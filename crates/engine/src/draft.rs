@@ -3,6 +3,7 @@
 //! wrong drafts need nothing of their own.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use pomona_kernels::Ops;
 use pomona_models::{KvCache, Model};
@@ -11,8 +12,9 @@ use pomona_types::TokenId;
 
 use crate::EngineError;
 use crate::input::{Input, Stretch};
+use crate::logits::{Logits, Output, Row};
+use crate::phases::{Phase, Phases};
 use crate::sampling::argmax;
-use crate::step::Logits;
 
 pub(crate) struct Draft {
     pub(crate) model: Box<dyn Model>,
@@ -36,18 +38,24 @@ impl Draft {
         input: &mut Input,
         logits: &mut Logits,
         plan: &mut StepPlan,
+        phases: &Phases,
     ) -> Result<(), EngineError> {
         let most = plan.rows.iter().map(|row| row.drafts).max().unwrap_or(0);
         for round in 0..=most {
             self.choose(plan, round);
             let batch = input.batch(ops.device().as_ref(), &self.tokens, &self.stretches)?;
-            self.model.forward(ops.as_ref(), &batch, &self.kv)?;
-            let mut places = self.places.iter();
-            logits.each(self.model.as_mut(), ops.as_ref(), self.places.len(), |logits, _| {
-                if let Some(place) = places.next() {
-                    plan.tokens[*place] = argmax(logits);
-                }
-            })?;
+            let forward = || self.model.forward(ops.as_ref(), &batch, &self.kv);
+            phases.time(Phase::Forward, forward)?;
+            let chosen: Vec<AtomicU32> = self.places.iter().map(|_| AtomicU32::new(0)).collect();
+            let choose = |output: Output, row: Row<'_>| {
+                chosen[output.group].store(argmax(row.logits), Ordering::Relaxed);
+                true
+            };
+            let groups = chosen.iter().map(|_| 1);
+            logits.each(self.model.as_mut(), ops.as_ref(), groups, phases, &choose)?;
+            for (place, token) in self.places.iter().zip(chosen) {
+                plan.tokens[*place] = token.into_inner();
+            }
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The engine as others see it: started with a model, used as a [`Replica`], stopped.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,12 +19,15 @@ use pomona_types::{
     RequestId, Sampling, TokenId, TokenSink,
 };
 
+use crate::active::{Active, Actives, exclusive};
 use crate::draft::Draft;
 use crate::experts::{ExpertWatch, Told};
 use crate::input::{Input, Keeper};
 use crate::kv::{draft_kv_cache, kv_cache};
+use crate::logits::Logits;
+use crate::phases::{Phase, Phases};
 use crate::ranks::Others;
-use crate::step::{Active, Logits, Stepper};
+use crate::step::Stepper;
 
 /// Most alternatives per token that a request may ask for (vLLM's default is 20).
 const LOGPROBS_MAX: u32 = 20;
@@ -99,12 +102,13 @@ pub(crate) struct Shared {
     /// When the engine last finished a step or found nothing to do, in microseconds.
     progress: AtomicU64,
     steps: AtomicU64,
+    pub(crate) phases: Phases,
     pub(crate) experts: Told,
 }
 
 struct Inner {
     state: State,
-    arrivals: Vec<(RequestId, Active)>,
+    arrivals: Vec<(RequestId, Mutex<Active>)>,
     working: bool,
     stop: bool,
     down: Option<String>,
@@ -199,6 +203,7 @@ impl Engine {
             wake: Condvar::new(),
             progress: AtomicU64::new(0),
             steps: AtomicU64::new(0),
+            phases: Phases::default(),
             experts: Told::default(),
         });
         let stepper = Stepper {
@@ -210,7 +215,7 @@ impl Engine {
             draft,
             input,
             logits,
-            active: HashMap::new(),
+            active: Actives::new(),
             others,
             flights: VecDeque::new(),
             landed: Vec::new(),
@@ -302,8 +307,8 @@ fn run_to_end(mut stepper: Stepper) {
         std::mem::take(&mut inner.arrivals)
     };
     stepper.active.extend(arrivals);
-    for (_, active) in stepper.active.drain() {
-        active.fail(&message);
+    for (_, mut active) in stepper.active.drain() {
+        exclusive(&mut active).fail(&message);
     }
 }
 
@@ -324,7 +329,7 @@ impl Shared {
         wait: bool,
         plan: &mut StepPlan,
         effects: &mut Effects,
-        active: &mut HashMap<RequestId, Active>,
+        active: &mut Actives,
     ) -> Next {
         let mut inner = self.lock();
         loop {
@@ -335,7 +340,7 @@ impl Shared {
             active.extend(inner.arrivals.drain(..));
             let now = self.now();
             self.progress.store(now.0, Relaxed);
-            let planned = inner.state.plan(now, plan);
+            let planned = self.phases.time(Phase::Plan, || inner.state.plan(now, plan));
             inner.state.drain_aborted(effects);
             if planned {
                 inner.working = true;
@@ -355,12 +360,12 @@ impl Shared {
         plan: &StepPlan,
         result: &StepResult,
         effects: &mut Effects,
-        active: &mut HashMap<RequestId, Active>,
+        active: &mut Actives,
     ) {
         let now = self.now();
         let mut inner = self.lock();
         active.extend(inner.arrivals.drain(..));
-        inner.state.commit(now, plan, result, effects);
+        self.phases.time(Phase::Plan, || inner.state.commit(now, plan, result, effects));
         drop(inner);
         self.steps.fetch_add(1, Relaxed);
         self.progress.store(now.0, Relaxed);
@@ -411,7 +416,7 @@ impl Replica for Shared {
             return Err(Refusal::Unavailable(why.clone()));
         }
         inner.state.submit(self.now(), request)?;
-        inner.arrivals.push((id, active));
+        inner.arrivals.push((id, Mutex::new(active)));
         drop(inner);
         self.wake.notify_all();
         Ok(())
@@ -442,6 +447,7 @@ impl Replica for Shared {
             drafts: stats.drafts,
             draft_tokens: stats.draft_tokens,
             accepted_tokens: stats.accepted_tokens,
+            step_times: self.phases.so_far(),
             restarting: false,
             down: inner.down.clone(),
         }

@@ -6,12 +6,15 @@
 //! or other machines.
 #![forbid(unsafe_code)]
 
+mod active;
 mod draft;
 mod engine;
 mod experts;
 mod input;
 mod kv;
+mod logits;
 mod order;
+mod phases;
 mod ranks;
 pub mod sampling;
 mod step;

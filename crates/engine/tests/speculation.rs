@@ -12,7 +12,7 @@ use pomona_types::{
     Finish, FinishReason, Load, Request, RequestId, Sampling, TenantId, TokenId, TokenLogprobs,
     TokenOutput, TokenSink,
 };
-use support::{eager, ngram, ops, suffix, tiny_config, tiny_model};
+use support::{eager, ngram, ops, ops_on, suffix, tiny_config, tiny_model};
 
 /// What one request produced.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -94,6 +94,21 @@ fn samplings() -> Vec<Sampling> {
         }
     };
     (0..48).map(one).collect()
+}
+
+#[test]
+fn threads_change_no_token() {
+    let samplings = samplings();
+    let (alone, _) = run(&engine(tiny_config(true, true), None).unwrap(), &samplings);
+    for threads in [2, 5] {
+        for speculation in [None, Some(eager(ngram(), 4))] {
+            let ops = ops_on(threads);
+            let config = EngineConfig { speculation, ..tiny_config(true, true) };
+            let engine = Engine::start(config, tiny_model("llama", &ops), None, ops).unwrap();
+            let (answers, _) = run(&engine, &samplings);
+            assert_eq!(answers, alone, "{threads} threads");
+        }
+    }
 }
 
 #[test]

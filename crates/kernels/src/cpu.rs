@@ -175,6 +175,10 @@ impl Ops for CpuOps {
         &self.device
     }
 
+    fn workers(&self) -> &Pool {
+        &self.pool
+    }
+
     fn matrix(&self, source: &WeightSource) -> Result<Matrix, OpError> {
         let WeightSource { format, rows, cols, .. } = *source;
         let buffer = packing::matrix(self.memory.as_ref(), &self.pool, &self.packed, source)?;

@@ -9,7 +9,7 @@ use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
-use pomona_device::{Device, DeviceError, View};
+use pomona_device::{Device, DeviceError, Pool, View};
 use pomona_types::{Collective, GroupError};
 
 use crate::{Format, Placement, WeightSource};
@@ -270,6 +270,9 @@ pub const NO_SLOT: u32 = u32::MAX;
 pub trait Ops: Send + Sync {
     /// The device whose views it takes.
     fn device(&self) -> &Arc<dyn Device>;
+
+    /// The host's threads that work on operations, for what is to be done between two of them.
+    fn workers(&self) -> &Pool;
 
     /// Brings a weight matrix to the device: maps it where it lies, repacks it, or uploads it.
     fn matrix(&self, source: &WeightSource) -> Result<Matrix, OpError>;

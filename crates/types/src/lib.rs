@@ -19,7 +19,7 @@ pub use experts::ExpertLoads;
 pub use id::{RequestId, TenantId, TokenId};
 pub use model::{ExpertsSpec, LayerGroup, LayerKind, ModelSpec};
 pub use replica::{
-    Finish, Load, Refusal, Replica, ReplicaInfo, TokenLogprobs, TokenOutput, TokenSink,
+    Finish, Load, Refusal, Replica, ReplicaInfo, StepTimes, TokenLogprobs, TokenOutput, TokenSink,
 };
 pub use request::{FinishReason, QosClass, Request, Sampling};
 pub use units::{BLOCK_TOKENS, Micros, SPLIT_BLOCKS, blocks_of_one_rank};

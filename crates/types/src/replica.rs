@@ -142,10 +142,37 @@ pub struct Load {
     pub draft_tokens: u64,
     /// Tokens drafted and accepted.
     pub accepted_tokens: u64,
+    /// Where the time of steps went.
+    pub step_times: StepTimes,
     /// It is being started again: what comes now waits for that.
     pub restarting: bool,
     /// Set when the engine has failed or is draining, with the reason.
     pub down: Option<String>,
+}
+
+/// Time of the thread that makes steps, by what it did. It does nothing else while requests run.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepTimes {
+    /// Choosing what runs, preparing it, and taking note of what came out.
+    pub plan: Micros,
+    /// Drafts, the forward pass and its logits.
+    pub forward: Micros,
+    /// Logits to tokens.
+    pub sample: Micros,
+    /// Handing tokens to their sinks.
+    pub deliver: Micros,
+}
+
+impl StepTimes {
+    /// That of two together.
+    pub fn plus(self, other: StepTimes) -> StepTimes {
+        StepTimes {
+            plan: self.plan + other.plan,
+            forward: self.forward + other.forward,
+            sample: self.sample + other.sample,
+            deliver: self.deliver + other.deliver,
+        }
+    }
 }
 
 impl Load {
@@ -166,6 +193,7 @@ impl Load {
             drafts: self.drafts + other.drafts,
             draft_tokens: self.draft_tokens + other.draft_tokens,
             accepted_tokens: self.accepted_tokens + other.accepted_tokens,
+            step_times: self.step_times.plus(other.step_times),
             restarting: self.restarting && other.restarting,
             down: self.down.and(other.down),
         }

@@ -24,7 +24,12 @@ pub fn tiny_engine(
 }
 
 pub fn ops() -> Arc<dyn Ops> {
-    Arc::new(CpuOps::detect(1))
+    ops_on(1)
+}
+
+/// With so many threads.
+pub fn ops_on(threads: usize) -> Arc<dyn Ops> {
+    Arc::new(CpuOps::detect(threads))
 }
 
 /// A model of the golden tests.

@@ -213,6 +213,21 @@ pub(crate) fn expose(models: &[Scrape<'_>], responses: &Responses) -> String {
             out.sample(name, &labels(model), read(model));
         }
     }
+    let name = "pomona:step_seconds_total";
+    out.metric(name, "counter", "Time that the engine spent on steps, by what it did.");
+    for model in models {
+        let times = &model.load.step_times;
+        let phases = [
+            ("plan", times.plan),
+            ("forward", times.forward),
+            ("sample", times.sample),
+            ("deliver", times.deliver),
+        ];
+        for (phase, time) in phases {
+            let [model_name, engine] = labels(model);
+            out.sample(name, &[model_name, engine, ("phase", phase)], time.0 as f64 / 1e6);
+        }
+    }
     experts::expose(&mut out, models);
     let name = "vllm:request_success_total";
     out.metric(name, "counter", "Requests finished, by reason.");

@@ -71,6 +71,8 @@ async fn metrics_have_vllms_names_and_count_what_happened() {
     check("vllm:spec_decode_num_drafts_total{}", 2.0);
     check("vllm:spec_decode_num_draft_tokens_total{}", 8.0);
     check("vllm:spec_decode_num_accepted_tokens_total{}", 6.0);
+    check("pomona:step_seconds_total{,phase=\"sample\"}", 1.5);
+    check("pomona:step_seconds_total{,phase=\"deliver\"}", 0.0);
     check("vllm:prompt_tokens_total{}", 29.0);
     check("vllm:request_success_total{,finished_reason=\"stop\"}", 2.0);
     check("vllm:request_success_total{,finished_reason=\"length\"}", 1.0);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use pomona_types::{
     BLOCK_TOKENS, Finish, FinishReason, Load, Micros, Refusal, Replica, ReplicaInfo, Request,
-    RequestId, TokenId, TokenLogprobs, TokenOutput, TokenSink,
+    RequestId, StepTimes, TokenId, TokenLogprobs, TokenOutput, TokenSink,
 };
 
 pub use tokenizer::{END, chat_template, tokenizer};
@@ -81,6 +81,7 @@ impl FakeReplica {
                 drafts: 2,
                 draft_tokens: 8,
                 accepted_tokens: 6,
+                step_times: StepTimes { sample: Micros(1_500_000), ..StepTimes::default() },
                 ..Load::default()
             },
             last_step: Instant::now(),
