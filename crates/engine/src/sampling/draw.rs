@@ -4,36 +4,60 @@ use std::cmp::Ordering;
 
 use pomona_types::{Sampling, TokenId};
 
+use super::nucleus::{Nucleus, peaks};
 use super::weights::{NO_WEIGHT, Weights};
 use super::{Candidate, argmax, max_of};
 
-/// Logits of which only the largest is looked at to find what top-k cannot keep.
-const STRETCH: usize = 16;
 /// Candidates looked at first for top-p; eight times as many until they carry enough.
 const TOP_P_FIRST: usize = 64;
 
-/// A number in [0, 1) from a seed and a counter: the counter-based generator SplitMix64 (Steele,
-/// Lea, Flood, "Fast splittable pseudorandom number generators", 2014), so that the draw of token
-/// `position` needs no state of earlier draws.
-pub fn uniform(seed: u64, position: u64) -> f64 {
-    let mix = |mut z: u64| {
-        z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    let bits = mix(mix(seed) ^ position.wrapping_mul(0xd134_2543_de82_ef95));
-    (bits >> 11) as f64 / (1u64 << 53) as f64
+/// Numbers in [0, 1) from a seed and a counter: the generator SplitMix64 (Steele, Lea, Flood, "Fast
+/// splittable pseudorandom number generators", 2014), begun anew for each token by a counter, so
+/// that the draw of token `position` needs no state of earlier draws.
+#[derive(Clone, Copy, Debug)]
+pub struct Uniforms(u64);
+
+impl Uniforms {
+    /// Those of a position.
+    pub fn new(seed: u64, position: u64) -> Uniforms {
+        Uniforms(mix(seed) ^ position.wrapping_mul(0xd134_2543_de82_ef95))
+    }
 }
 
-/// Draws a token by `u` in [0, 1) after min-p, top-k and top-p.
+impl Iterator for Uniforms {
+    type Item = f64;
+
+    fn next(&mut self) -> Option<f64> {
+        let bits = mix(self.0);
+        self.0 = self.0.wrapping_add(GOLDEN);
+        Some((bits >> 11) as f64 / (1u64 << 53) as f64)
+    }
+}
+
+/// What SplitMix64 counts by.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+fn mix(z: u64) -> u64 {
+    let z = z.wrapping_add(GOLDEN);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The first of them.
+pub fn uniform(seed: u64, position: u64) -> f64 {
+    Uniforms::new(seed, position).next().unwrap_or_default()
+}
+
+/// Draws a token after min-p, top-k and top-p.
 pub(super) fn draw(
     logits: &[f32],
     sampling: &Sampling,
-    u: f64,
+    mut uniforms: Uniforms,
     candidates: &mut Vec<Candidate>,
 ) -> TokenId {
-    let best = max_of(logits);
+    let peaks = peaks(logits);
+    let best = max_of(&peaks);
     if !best.is_finite() {
         return argmax(logits);
     }
@@ -44,21 +68,12 @@ pub(super) fn draw(
         cut: if sampling.min_p > 0.0 { sampling.min_p.ln() } else { NO_WEIGHT },
     };
     let (k, top_p) = (sampling.top_k as usize, f64::from(sampling.top_p));
-    if k == 0 && top_p >= 1.0 {
-        return weights.pick(logits, u);
+    if k == 0 {
+        return Nucleus::new(logits, peaks, weights, top_p).draw(uniforms);
     }
-    let mut total = 0.0;
-    if k > 0 {
-        weights.cut = weights.cut.max(weights.scaled(reached_by(k, logits)));
-    } else {
-        total = weights.sum(logits);
-        // What lies below it has, even all together, less than the share 1 - top_p of a total that
-        // is at least 1: top-p keeps none of it.
-        let spare = (1.0 - top_p) / logits.len() as f64;
-        weights.cut = weights.cut.max(spare.ln() as f32 - 1.0);
-    }
+    weights.cut = weights.cut.max(weights.scaled(reached_by(k, peaks)));
     weights.gather(logits, candidates);
-    if k > 0 && k < candidates.len() {
+    if k < candidates.len() {
         candidates.select_nth_unstable_by(k - 1, likelier_first);
         candidates.truncate(k);
         // Back to token order, so that the result of selection's shuffling never shows.
@@ -67,9 +82,8 @@ pub(super) fn draw(
     for candidate in candidates.iter_mut() {
         candidate.weight = weights.of_scaled(candidate.weight);
     }
-    if k > 0 {
-        total = candidates.iter().map(|c| f64::from(c.weight)).sum();
-    }
+    let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
+    let u = uniforms.next().unwrap_or_default();
     if top_p >= 1.0 {
         return pick(candidates, u * total);
     }
@@ -81,12 +95,11 @@ pub(super) fn draw(
 
 /// A logit that at least `k` reach, so that no smaller one is among the `k` largest: the `k`-th of
 /// the largest ones of each stretch.
-fn reached_by(k: usize, logits: &[f32]) -> f32 {
-    let mut largest: Vec<f32> = logits.chunks(STRETCH).map(max_of).collect();
-    if k > largest.len() {
+fn reached_by(k: usize, mut peaks: Vec<f32>) -> f32 {
+    if k > peaks.len() {
         return f32::NEG_INFINITY;
     }
-    *largest.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+    *peaks.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
 }
 
 /// Brings the likeliest candidates to the front, as few as together weigh `mass`; how many, and

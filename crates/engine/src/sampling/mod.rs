@@ -7,10 +7,11 @@
 mod draw;
 mod exp;
 mod logprobs;
+mod nucleus;
 mod penalties;
 mod weights;
 
-pub use draw::uniform;
+pub use draw::{Uniforms, uniform};
 pub use logprobs::token_logprobs;
 pub use penalties::TokenCounts;
 
@@ -48,7 +49,8 @@ impl Sampler {
             return argmax(logits);
         }
         let position = u64::from(self.produced);
-        draw::draw(logits, &self.sampling, uniform(self.seed, position), candidates)
+        let uniforms = Uniforms::new(self.seed, position);
+        draw::draw(logits, &self.sampling, uniforms, candidates)
     }
 
     /// Takes note that `token` was accepted.
@@ -89,9 +91,17 @@ pub struct Candidate {
 
 /// The first of the largest finite or infinite values; NaN never wins.
 pub fn argmax(logits: &[f32]) -> TokenId {
-    // Two passes: the maximum vectorises, and so does looking for it.
-    let best = max_of(logits);
-    logits.iter().position(|l| *l == best).unwrap_or(0) as TokenId
+    // The search for a part's maximum becomes vector instructions, that for its place does not.
+    const PART: usize = 512;
+    let (mut best, mut found) = (f32::NEG_INFINITY, 0);
+    for (part, logits) in logits.chunks(PART).enumerate() {
+        let largest = max_of(logits);
+        if largest > best {
+            (best, found) = (largest, part);
+        }
+    }
+    let place = logits.iter().skip(found * PART).position(|logit| *logit == best);
+    place.map_or(0, |place| found * PART + place) as TokenId
 }
 
 /// The largest value, ignoring NaN; -inf for none.

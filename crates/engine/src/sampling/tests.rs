@@ -49,26 +49,44 @@ fn top_k_top_p_and_min_p_keep_the_likeliest() {
 }
 
 #[test]
-fn top_p_beyond_the_first_batch_equals_a_full_sort() {
+fn top_p_keeps_as_many_as_a_full_sort() {
     let logits: Vec<f32> = (0..5_000).map(|i| uniform(3, i) as f32).collect();
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
-    let weights: Vec<f64> = logits.iter().map(|l| f64::from(*l).exp()).collect();
-    let mass = 0.7 * weights.iter().sum::<f64>();
-    let mut sum = 0.0;
-    let kept = order.iter().position(|i| {
-        sum += weights[*i];
-        sum >= mass
-    });
-    let floor = logits[order[kept.unwrap()]] - 1e-3;
     let sampling = Sampling { top_p: 0.7, ..Sampling::default() };
-    let mut candidates = Vec::new();
-    for seed in 0..300 {
-        let sampler = Sampler::new(sampling.clone(), seed, &[], &[]);
-        let token = sampler.sample(&mut logits.clone(), &mut candidates);
-        assert!(logits[token as usize] >= floor);
+    let kept = sorted_and_cut(&logits, &sampling);
+    let floor = logits[kept[kept.len() - 1].0 as usize];
+    let drawn: Vec<f32> = (0..4_000)
+        .map(|seed| {
+            logits[sample(&logits, Sampling { seed: Some(seed), ..sampling.clone() }) as usize]
+        })
+        .collect();
+    let least = drawn.iter().copied().fold(f32::INFINITY, f32::min);
+    // About one draw in a thousand falls between the two bounds.
+    assert!((floor - 1e-6..floor + 1e-3).contains(&least), "{least}, {floor}");
+}
+
+#[test]
+fn of_equal_logits_top_p_keeps_the_first() {
+    let logits = [1.5f32; 1_000];
+    for (top_p, kept) in [(0.5, 500), (0.0335, 34), (0.9e-3, 1), (1e-30, 1)] {
+        let sampling = Sampling { top_p, ..Sampling::default() };
+        let counts = histogram(&logits, &sampling, 4_000);
+        assert_eq!(counts[kept..].iter().sum::<u64>(), 0, "{top_p}");
+        for half in counts[..kept].chunks(kept.div_ceil(2)) {
+            let expected = 4_000.0 * half.len() as f64 / kept as f64;
+            let found = half.iter().sum::<u64>() as f64;
+            assert!((found - expected).abs() <= 5.0 * expected.sqrt(), "{top_p}: {found}");
+        }
     }
-    assert!(candidates.len().abs_diff(kept.unwrap() + 1) <= 2, "{}", candidates.len());
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_not_drawn() {
+    let mut logits = vec![f32::NAN; 100];
+    (logits[3], logits[70], logits[99]) = (f32::NEG_INFINITY, 1.0, 1.0);
+    for top_p in [1.0, 0.9] {
+        let counts = histogram(&logits, &Sampling { top_p, ..Sampling::default() }, 400);
+        assert!(counts[70] > 100 && counts[99] > 100, "{counts:?}");
+    }
 }
 
 /// What a full sort keeps and draws: tokens with their weights, the likeliest first.

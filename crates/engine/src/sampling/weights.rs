@@ -9,8 +9,6 @@ pub(super) const NO_WEIGHT: f32 = -87.0;
 
 /// Lanes of sums and searches.
 const LANES: usize = 16;
-/// Logits whose weights are summed apart, so that a draw goes through one such part in turn.
-const PART: usize = 512;
 
 /// The weight of a logit is `exp((logit - best) * inverse)`, or 0 where that exponent is below
 /// `cut`. NaN weighs nothing.
@@ -35,7 +33,8 @@ impl Weights {
         if scaled >= self.cut { weight } else { 0.0 }
     }
 
-    fn of(&self, logit: f32) -> f32 {
+    /// The weight of a logit.
+    pub(super) fn of(&self, logit: f32) -> f32 {
         self.of_scaled(self.scaled(logit))
     }
 
@@ -53,32 +52,13 @@ impl Weights {
         lanes.iter().sum::<f64>() + rest
     }
 
-    /// The token in whose share of all weights `u` in [0, 1) falls.
-    pub(super) fn pick(&self, logits: &[f32], u: f64) -> u32 {
-        let sums: Vec<f64> = logits.chunks(PART).map(|part| self.sum(part)).collect();
-        let mut target = u * sums.iter().sum::<f64>();
-        // Rounding may leave more of the target than there is: the last one that weighs is it then.
-        let mut found = 0;
-        for (index, sum) in sums.iter().enumerate().filter(|(_, sum)| **sum > 0.0) {
-            found = index;
-            if target < *sum {
-                break;
-            }
-            target -= sum;
+    /// The weight of all logits that are larger than `limit`.
+    pub(super) fn sum_above(&self, logits: &[f32], limit: f32) -> f64 {
+        let above = |logit: &f32| if *logit > limit { self.of(*logit) } else { 0.0 };
+        match logits.as_array::<LANES>() {
+            Some(logits) => logits.each_ref().map(above).iter().map(|w| f64::from(*w)).sum(),
+            None => logits.iter().map(|logit| f64::from(above(logit))).sum(),
         }
-        let first = found * PART;
-        let mut token = first;
-        for (at, logit) in logits.iter().enumerate().skip(first).take(PART) {
-            let weight = f64::from(self.of(*logit));
-            if weight > 0.0 {
-                token = at;
-                if target < weight {
-                    break;
-                }
-                target -= weight;
-            }
-        }
-        token as u32
     }
 
     /// The tokens that weigh anything, in order, with their exponents.
