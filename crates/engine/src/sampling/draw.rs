@@ -71,8 +71,8 @@ pub(super) fn draw(
     if k == 0 {
         return Nucleus::new(logits, peaks, weights, top_p).draw(uniforms);
     }
-    weights.cut = weights.cut.max(weights.scaled(reached_by(k, peaks)));
-    weights.gather(logits, candidates);
+    weights.cut = weights.cut.max(weights.scaled(reached_by(k, peaks.clone())));
+    weights.gather(logits, &peaks, candidates);
     if k < candidates.len() {
         candidates.select_nth_unstable_by(k - 1, likelier_first);
         candidates.truncate(k);

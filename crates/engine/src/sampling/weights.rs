@@ -3,6 +3,7 @@
 
 use super::Candidate;
 use super::exp::exp_nonpositive;
+use super::nucleus::STRETCH;
 
 /// Where weights are 0 in f32.
 pub(super) const NO_WEIGHT: f32 = -87.0;
@@ -61,19 +62,17 @@ impl Weights {
         }
     }
 
-    /// The tokens that weigh anything, in order, with their exponents.
-    pub(super) fn gather(&self, logits: &[f32], candidates: &mut Vec<Candidate>) {
+    /// The tokens that weigh anything, in order, with their exponents. `peaks` has the largest
+    /// logit of each stretch.
+    pub(super) fn gather(&self, logits: &[f32], peaks: &[f32], candidates: &mut Vec<Candidate>) {
         candidates.clear();
-        for (chunk, first) in logits.chunks(LANES).zip((0..).step_by(LANES)) {
-            if !chunk.iter().fold(false, |any, logit| any | (self.scaled(*logit) >= self.cut)) {
-                continue;
-            }
-            for (token, logit) in (first..).zip(chunk) {
-                let weight = self.scaled(*logit);
-                if weight >= self.cut {
-                    candidates.push(Candidate { weight, token });
-                }
-            }
+        let weighs = |logit: f32| self.scaled(logit) >= self.cut;
+        let stretches = (0..).step_by(STRETCH).zip(logits.chunks(STRETCH)).zip(peaks);
+        for ((first, stretch), _) in stretches.filter(|(_, peak)| weighs(**peak)) {
+            let tokens = (first..).zip(stretch).filter(|(_, logit)| weighs(**logit));
+            candidates.extend(
+                tokens.map(|(token, logit)| Candidate { weight: self.scaled(*logit), token }),
+            );
         }
     }
 }
