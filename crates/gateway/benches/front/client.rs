@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use rustix::event::epoll;
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
 
 use crate::{Clock, model};
 
@@ -124,41 +124,61 @@ pub fn saturate(
     (answered, begun.elapsed().as_secs_f64())
 }
 
-/// Reads streams to their ends; when each token was read, by stream.
+/// Reads streams to their ends; when each token was read, by stream. One thread that does nothing
+/// else: a token costs it one call of the system, and a share of another where several have come.
 pub fn read_streams(
     address: SocketAddr,
     streams: usize,
     tokens: usize,
     clock: Clock,
 ) -> Vec<Vec<u64>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime
-        .block_on(async {
-            let read = (0..streams).map(|seed| read_stream(address, seed, tokens, clock));
-            futures::future::join_all(read.map(tokio::spawn)).await.into_iter().map(|r| r.unwrap())
+    let epoll = epoll::create(epoll::CreateFlags::empty()).unwrap();
+    let mut readers: Vec<Reader> = (0..streams)
+        .map(|seed| {
+            let mut socket = connect(address);
+            socket.write_all(&chat(true, seed)).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let data = epoll::EventData::new_u64(seed as u64);
+            epoll::add(&epoll, &socket, data, epoll::EventFlags::IN).unwrap();
+            Reader { socket, read: Vec::with_capacity(tokens + 4), last: 0 }
         })
-        .collect()
+        .collect();
+    let mut buffer = vec![0; ANSWER_BYTES_MAX];
+    let mut events = Vec::with_capacity(streams);
+    let mut open = streams;
+    while open > 0 {
+        events.clear();
+        epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None).unwrap();
+        for event in &events {
+            let reader = &mut readers[event.data.u64() as usize];
+            reader.take(&mut buffer, clock);
+            // An event ends in an empty line. The first tells the role, the last two are no tokens.
+            if reader.read.len() >= tokens + 3 {
+                epoll::delete(&epoll, &reader.socket).unwrap();
+                open -= 1;
+            }
+        }
+    }
+    readers.into_iter().map(|reader| reader.read[1..=tokens].to_vec()).collect()
 }
 
-async fn read_stream(address: SocketAddr, seed: usize, tokens: usize, clock: Clock) -> Vec<u64> {
-    let mut socket = connect(address);
-    socket.write_all(&chat(true, seed)).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    let mut socket = tokio::net::TcpStream::from_std(socket).unwrap();
-    let mut buffer = vec![0; ANSWER_BYTES_MAX];
-    let mut read = Vec::with_capacity(tokens + 4);
-    let mut last = 0;
-    // An event ends in an empty line. The first tells the role, the last two are no tokens.
-    while read.len() < tokens + 3 {
-        let length = socket.read(&mut buffer).await.unwrap();
+struct Reader {
+    socket: TcpStream,
+    /// When each event was read.
+    read: Vec<u64>,
+    last: u8,
+}
+
+impl Reader {
+    fn take(&mut self, buffer: &mut [u8], clock: Clock) {
+        let length = self.socket.read(buffer).unwrap();
         assert!(length > 0, "the server hung up");
         let now = clock.now();
         for byte in &buffer[..length] {
-            if (last, *byte) == (b'\n', b'\n') {
-                read.push(now);
+            if (self.last, *byte) == (b'\n', b'\n') {
+                self.read.push(now);
             }
-            last = *byte;
+            self.last = *byte;
         }
     }
-    read[1..=tokens].to_vec()
 }

@@ -8,11 +8,14 @@
 //! process and takes its share of the same cores, which is printed beside the server's. Figures are
 //! medians of several rounds with the smallest and the largest; CPU time is what Linux counts for
 //! the threads. Fails where a promise of `docs/promises.md` does not hold; what is added to a
-//! token's time is measured and not promised.
+//! token's time is measured and not promised. It is shown beside what two bare servers add in the
+//! same minute: one with a task for each connection, as the gateway has, and one that writes from
+//! the replica's thread. What all have in common is the machine's and its neighbours'.
 #![allow(clippy::unwrap_used)]
 
 mod client;
 mod cpu;
+mod floor;
 mod model;
 mod replica;
 
@@ -24,6 +27,7 @@ use std::time::{Duration, Instant};
 use pomona_gateway::{Config, SamplingDefaults, ServedModel};
 
 use client::Load;
+use floor::Way;
 use replica::{Pace, PacedReplica};
 
 const ROUNDS: usize = 5;
@@ -96,36 +100,65 @@ fn requests() -> bool {
 fn streams() {
     println!("\n{STREAMS} streams of chats, a token each every {} ms", INTERVAL.as_millis());
     println!(
-        "tokens come       added ms: p50 (min to max)   p99 (min to max)   CPU us/token: server, \
-         client"
+        "tokens come    from        added ms: p50 (min to max)   p99 (min to max)   \
+         CPU us/token: server, client"
     );
+    let fronts = [Front::Gateway, Front::Bare(Way::Tasks), Front::Bare(Way::Direct)];
     for pace in [Pace::Together, Pace::Apart] {
-        let mut rounds: Vec<[f64; 4]> = (0..ROUNDS).map(|_| paced_round(pace)).collect();
-        let mut column = |at: usize| {
-            rounds.sort_by(|a, b| a[at].total_cmp(&b[at]));
-            (rounds[ROUNDS / 2][at], rounds[0][at], rounds[ROUNDS - 1][at])
-        };
-        let [p50, p99, server, client] = [0, 1, 2, 3].map(&mut column);
-        println!(
-            "{:<20} {:>10.3} ({:.3} to {:.3}) {:>8.3} ({:.3} to {:.3}) {:>8.1} {:>8.1}",
-            pace.name(),
-            p50.0,
-            p50.1,
-            p50.2,
-            p99.0,
-            p99.1,
-            p99.2,
-            server.0,
-            client.0
-        );
+        let mut found = fronts.map(|_| Vec::with_capacity(ROUNDS));
+        for _ in 0..ROUNDS {
+            for (front, rounds) in fronts.iter().zip(&mut found) {
+                rounds.push(paced_round(*front, pace));
+            }
+        }
+        for (front, mut rounds) in fronts.into_iter().zip(found) {
+            let mut column = |at: usize| {
+                rounds.sort_by(|a: &[f64; 4], b| a[at].total_cmp(&b[at]));
+                (rounds[ROUNDS / 2][at], rounds[0][at], rounds[ROUNDS - 1][at])
+            };
+            let [p50, p99, server, client] = [0, 1, 2, 3].map(&mut column);
+            println!(
+                "{:<14} {:<8} {:>8.3} ({:.3} to {:.3}) {:>8.3} ({:.3} to {:.3}) {:>8.1} {:>8.1}",
+                pace.name(),
+                front.name(),
+                p50.0,
+                p50.1,
+                p50.2,
+                p99.0,
+                p99.1,
+                p99.2,
+                server.0,
+                client.0
+            );
+        }
+    }
+}
+
+/// Who serves.
+#[derive(Clone, Copy)]
+enum Front {
+    Gateway,
+    Bare(Way),
+}
+
+impl Front {
+    fn name(self) -> &'static str {
+        match self {
+            Front::Gateway => "gateway",
+            Front::Bare(Way::Tasks) => "tasks",
+            Front::Bare(Way::Direct) => "writes",
+        }
     }
 }
 
 /// The median and the 99th percentile of what was added, in ms, and CPU us per token of server and
 /// client.
-fn paced_round(pace: Pace) -> [f64; 4] {
+fn paced_round(front: Front, pace: Pace) -> [f64; 4] {
     let replica = PacedReplica::new(STREAMS, STREAM_TOKENS);
-    let served = Server::start(replica.clone());
+    let served = match front {
+        Front::Gateway => Server::start(replica.clone()),
+        Front::Bare(way) => Server::bare(replica.clone(), way),
+    };
     let reading = {
         let (address, clock) = (served.address, replica.clock());
         std::thread::spawn(move || {
@@ -166,15 +199,22 @@ impl Server {
         };
         let config = Config { access_log: false, ..Config::default() };
         let gateway = pomona_gateway::router(config, vec![served]);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .thread_name(SERVER)
-            .enable_all()
-            .build()
-            .unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-        let address = listener.local_addr().unwrap();
+        let runtime = Server::runtime();
+        let (listener, address) = runtime.block_on(floor::listen());
         runtime.spawn(pomona_gateway::serve(gateway, listener, std::future::pending()));
         Server { address, _runtime: runtime }
+    }
+
+    fn bare(replica: Arc<dyn pomona_types::Replica>, way: Way) -> Server {
+        let runtime = Server::runtime();
+        let (listener, address) = runtime.block_on(floor::listen());
+        runtime.spawn(floor::serve(listener, replica, way));
+        Server { address, _runtime: runtime }
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.thread_name(SERVER).enable_all().build().unwrap()
     }
 }
 
