@@ -33,9 +33,6 @@ pub(crate) trait Tier: Copy {
     type F: Copy;
     /// Vector registers, counted as sixteen lanes each.
     const REGISTERS: usize;
-    /// Asks for a cache line that will be read soon.
-    #[inline(always)]
-    fn prefetch<N>(self, _: &N) {}
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; LANES]) -> Self::F;
     fn store(self, x: Self::F, to: &mut [f32; LANES]);

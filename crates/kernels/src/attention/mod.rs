@@ -157,29 +157,6 @@ impl Cache<'_> {
             Cache::I8(_) => 0.0,
         }
     }
-
-    /// Asks for a block's memory.
-    #[inline(always)]
-    fn prefetch<T: Tier>(&self, t: T, row: usize, d: usize) {
-        let numbers = row * d..(row + BLOCK) * d;
-        match self {
-            Cache::F32(x) => lines(t, &x[numbers]),
-            Cache::F16(x) | Cache::BF16(x) => lines(t, &x[numbers]),
-            Cache::I8(x) => {
-                lines(t, &x[row * quantised_bytes(d)..][..BLOCK * quantised_bytes(d)]);
-            }
-        }
-    }
-}
-
-/// Asks for each cache line of some numbers.
-#[inline(always)]
-fn lines<T: Tier, N>(t: T, numbers: &[N]) {
-    /// Bytes of a cache line.
-    const LINE: usize = 64;
-    for line in numbers.chunks(LINE / size_of::<N>()) {
-        t.prefetch(&line[0]);
-    }
 }
 
 /// A quantised block's integers, and the scale of each position.

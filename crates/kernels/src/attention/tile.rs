@@ -137,10 +137,6 @@ fn widen<T: Tier>(
     let place = |block: usize| (table[block] as usize * problem.kv_heads + kv_head) * BLOCK;
     let d = tile.head_dim;
     for block in first.max(blocks.start)..(first + RUN).min(blocks.end) {
-        if block + RUN < blocks.end {
-            problem.k.prefetch(t, place(block + RUN), d);
-            problem.v.prefetch(t, place(block + RUN), d);
-        }
         let keys = cast_slice_mut(&mut tile.keys[block - first..]).iter_mut().step_by(RUN);
         problem.k.keys(t, place(block), keys);
         let values = &mut tile.values[(block - first) * BLOCK * vectors(d)..];

@@ -44,13 +44,6 @@ fn avx512<K: Kernel>(kernel: K) {
     kernel.run(Avx512(()));
 }
 
-/// Brings a line closer; any address is allowed.
-#[inline(always)]
-fn prefetch<N>(at: &N) {
-    // SAFETY: prefetching reads nothing; every x86-64 has the instruction.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast()) };
-}
-
 /// Two registers of eight lanes.
 #[derive(Clone, Copy)]
 struct Avx2(());
@@ -64,10 +57,6 @@ struct Avx512(());
 impl Tier for Avx2 {
     type F = [__m256; 2];
     const REGISTERS: usize = 8;
-    #[inline(always)]
-    fn prefetch<N>(self, at: &N) {
-        prefetch(at);
-    }
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: see above.
@@ -146,10 +135,6 @@ impl Tier for Avx2 {
 impl Tier for Avx512 {
     type F = __m512;
     const REGISTERS: usize = 32;
-    #[inline(always)]
-    fn prefetch<N>(self, at: &N) {
-        prefetch(at);
-    }
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: see above.
