@@ -1,7 +1,7 @@
 //! Products, attention and joins against the limits that this machine shows in the same run.
 //!
 //!     cargo bench -p pomona-kernels -- [linear|experts|attention|join|FORMAT...] [8-bits]
-//!         [avx2] [TOKENS...]
+//!         [int8-kv] [avx2] [TOKENS...]
 //!
 //! Prints medians of several rounds. Shares: of the measured read bandwidth (weights or KV read
 //! once) and of the measured int8 (integer formats) or f32 peak.
@@ -14,6 +14,7 @@ use pomona_device::{DType, Device, HostDevice, Pool, Probe, View, probe};
 use pomona_kernels::{
     Activation, ActivationBits, Attention, CpuOps, Expert, Experts, Format, HeadGroups, Isa,
     KvLayer, LinearPart, Matrix, Ops, Span, StoredRows, WeightSource, Write, int8_tile_ops,
+    kv_row_bytes,
 };
 
 const ROUNDS: usize = 15;
@@ -28,6 +29,9 @@ fn main() {
         true => ActivationBits::Eight,
         false => ActivationBits::Sixteen,
     };
+    let all = words.len();
+    words.retain(|word| word != "int8-kv");
+    let kv = if words.len() < all { DType::I8 } else { DType::F16 };
     let all = words.len();
     words.retain(|word| word != "avx2");
     let isa = if words.len() < all { Isa::Avx2 } else { Isa::detect() };
@@ -65,7 +69,7 @@ fn main() {
         experts(&ops, &limits);
     }
     if wanted("attention") {
-        attention(&ops, &limits);
+        attention(&ops, &limits, kv);
     }
 }
 
@@ -190,39 +194,61 @@ fn experts(ops: &CpuOps, limits: &Probe) {
     }
 }
 
-fn attention(ops: &CpuOps, limits: &Probe) {
-    const HEADS: [(usize, usize, usize); 2] = [(9, 3, 64), (32, 8, 64)];
+fn attention(ops: &CpuOps, limits: &Probe, dtype: DType) {
+    const HEADS: [(usize, usize, usize); 4] = [(9, 3, 64), (32, 8, 64), (32, 8, 128), (4, 1, 256)];
+    // Sequences, rows of each, positions that the last row sees.
+    const CASES: [(usize, usize, usize); 5] =
+        [(1, 1, 512), (1, 1, 8192), (32, 1, 288), (1, 512, 512), (1, 512, 4096)];
     println!(
-        "\nattention heads/kv/dim  rows   seen      us    GB/s  of read  GFLOP/s  of f32    best"
+        "\nattention heads/kv/dim   batch   rows   seen       us    GB/s  of read  GFLOP/s   of f32 \
+         \u{20}   best"
     );
     for (heads, kv_heads, dim) in HEADS {
-        for (rows, seen) in [(1, 512), (1, 8192), (512, 512), (512, 4096)] {
+        for (batch, rows, seen) in CASES {
             let device = ops.device().as_ref();
-            let blocks = seen / 16;
-            let cache = |_| device.alloc_view(DType::F16, &[blocks, kv_heads, 16, dim]).unwrap();
-            let [k, v] = [0, 1].map(cache);
-            let q = random(device, &[rows, heads, dim]);
-            let out = device.alloc_view(DType::F32, &[rows, heads, dim]).unwrap();
-            let tables: Vec<u32> = (0..blocks as u32).collect();
-            let start = (seen - rows) as u32;
-            let table_len = blocks as u32;
-            let spans = [Span { first_row: 0, rows: rows as u32, start, table: 0, table_len }];
-            let heads_of = HeadGroups { size: heads / kv_heads, skipped: 0 };
-            let how = Attention {
-                spans: &spans,
-                tables: &tables,
-                scale: 0.125,
-                window: None,
-                heads: heads_of,
+            let (blocks, row) = (seen / 16, kv_row_bytes(dtype, dim) / dtype.bytes());
+            let bytes = 2 * batch * seen * kv_heads * kv_row_bytes(dtype, dim);
+            // Enough layers that a cache does not hold them all, as in a model.
+            let shape = [batch * blocks, kv_heads, 16, row];
+            let cache = |_| {
+                let view = device.alloc_view(dtype, &shape).unwrap();
+                // As the upper byte of any floating-point number: small.
+                let numbers = numbers(bytes).map(|n| n as u8 & 0x3b | 0x20);
+                let content: Vec<u8> = numbers.take(view.elements() * dtype.bytes()).collect();
+                device.upload(&content, &view).unwrap();
+                view
             };
-            let layer = KvLayer { k, v };
-            let (seconds, best) = time(|| ops.attention(&q, &layer, &how, &out).unwrap());
-            let bytes = (2 * seen * kv_heads * dim * 2) as f64;
-            let pairs = rows as f64 * (start as f64 + (rows as f64 + 1.0) / 2.0);
+            let layers: Vec<KvLayer> = (0..((256 << 20) / bytes).clamp(1, 64))
+                .map(|_| [0, 1].map(cache))
+                .map(|[k, v]| KvLayer { k, v })
+                .collect();
+            let q = random(device, &[batch * rows, heads, dim]);
+            let out = device.alloc_view(DType::F32, &[batch * rows, heads, dim]).unwrap();
+            let tables: Vec<u32> = (0..(batch * blocks) as u32).collect();
+            let start = (seen - rows) as u32;
+            let span = |at: usize| Span {
+                first_row: (at * rows) as u32,
+                rows: rows as u32,
+                start,
+                table: (at * blocks) as u32,
+                table_len: blocks as u32,
+            };
+            let spans: Vec<Span> = (0..batch).map(span).collect();
+            let groups = HeadGroups { size: heads / kv_heads, skipped: 0 };
+            let (tables, spans) = (&tables, &spans);
+            let how = Attention { spans, tables, scale: 0.125, window: None, heads: groups };
+            let mut turn = 0;
+            let (seconds, best) = time(|| {
+                turn += 1;
+                ops.attention(&q, &layers[turn % layers.len()], &how, &out).unwrap();
+            });
+            let pairs = (batch * rows) as f64 * (start as f64 + (rows as f64 + 1.0) / 2.0);
             let flops = 4.0 * pairs * (heads * dim) as f64;
-            let (us, rate, flops) = (seconds * 1e6, bytes / seconds, flops / seconds);
+            let (us, rate, flops) = (seconds * 1e6, bytes as f64 / seconds, flops / seconds);
             let share = 100.0 * rate / limits.read_bytes_per_s;
-            print!("          {heads:>5}/{kv_heads}/{dim:<5} {rows:>7} {seen:>6} {us:>8.1}");
+            print!(
+                "          {heads:>5}/{kv_heads}/{dim:<5} {batch:>6} {rows:>6} {seen:>6} {us:>8.1}"
+            );
             print!(" {:>7.1} {share:>6.0} %", rate / 1e9);
             let share = 100.0 * flops / limits.f32_ops_per_s;
             let best = share * seconds / best;

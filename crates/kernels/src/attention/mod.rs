@@ -12,22 +12,23 @@
 //! Within a cache block of one KV head, keys are `[head_dim, 16]` and values `[16, head_dim]`: then
 //! one multiply-add serves 16 keys.
 
+mod cache;
 mod context;
 mod panel;
 mod partial;
+mod stored;
 mod tile;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use half::{bf16, f16};
-use pomona_device::{DType, Pool};
+use pomona_device::Pool;
 use pomona_types::{BLOCK_TOKENS, SPLIT_BLOCKS};
 
-use crate::isa::Tier;
-use crate::lanes::LANES;
 use crate::{HeadGroups, Isa};
+pub use cache::kv_row_bytes;
+pub(crate) use cache::{Cache, CacheMut, quantised_bytes};
 pub(crate) use context::{Shares, shared_attention};
 use partial::{Merge, Partial};
 use tile::Tile;
@@ -46,184 +47,6 @@ const TILE_PAIRS: usize = 192;
 const TILE_PAIRS_MIN: usize = 48;
 /// How many items a thread should have, so that all are done at about the same time.
 const ITEMS_PER_THREAD: usize = 4;
-
-/// A layer's keys or values as they lie in memory: `[blocks, kv_heads, 16 * head_dim]`. Bytes are
-/// signed integers, with 16 scales behind each block's: one for each position.
-#[derive(Clone, Copy)]
-pub(crate) enum Cache<'a> {
-    F32(&'a [f32]),
-    F16(&'a [u16]),
-    BF16(&'a [u16]),
-    I8(&'a [u8]),
-}
-
-/// Bytes of a position's scale.
-const SCALE_BYTES: usize = size_of::<f32>();
-
-/// Bytes of a head's key or value of one position in a cache of this type: what the last axis of
-/// its views amounts to. `I8` has a scale beside the integers.
-pub fn kv_row_bytes(dtype: DType, head_dim: usize) -> usize {
-    match dtype {
-        DType::I8 => quantised_bytes(head_dim),
-        other => head_dim * other.bytes(),
-    }
-}
-
-/// Bytes that `head_dim` integers and their scale take.
-pub(crate) fn quantised_bytes(head_dim: usize) -> usize {
-    head_dim + SCALE_BYTES
-}
-
-impl Cache<'_> {
-    /// Widens a block's keys into rows for each of the head's numbers; `row` is the number of the
-    /// block's first position.
-    #[inline(always)]
-    fn keys<'o, T: Tier>(
-        &self,
-        t: T,
-        row: usize,
-        out: impl ExactSizeIterator<Item = &'o mut [f32; LANES]>,
-    ) {
-        let d = out.len();
-        let Cache::I8(bytes) = self else { return self.widen(t, row * d, out) };
-        let (integers, scales) = block_of(bytes, row, d);
-        let scales = t.load(&scales);
-        for (out, integers) in out.zip(integers.as_chunks().0) {
-            t.store(t.mul(t.bytes(integers), scales), out);
-        }
-    }
-
-    /// Widens a block's values: rows of `d` numbers, padded to whole vectors.
-    #[inline(always)]
-    fn values<T: Tier>(&self, t: T, row: usize, d: usize, out: &mut [[f32; LANES]]) {
-        if d.is_multiple_of(LANES) && !matches!(self, Cache::I8(_)) {
-            return self.widen(t, row * d, out.iter_mut());
-        }
-        for (i, out) in out.chunks_exact_mut(d.div_ceil(LANES)).enumerate() {
-            let Cache::I8(bytes) = self else {
-                self.widen(t, (row + i) * d, out[..d / LANES].iter_mut());
-                let rest = &mut out.as_flattened_mut()[d / LANES * LANES..d];
-                rest.iter_mut()
-                    .zip((row + i) * d + d / LANES * LANES..)
-                    .for_each(|(out, at)| *out = self.number(at));
-                continue;
-            };
-            let (integers, scales) = block_of(bytes, row, d);
-            let (integers, rest) = integers[i * d..][..d].as_chunks();
-            let (outs, padded) = out.split_at_mut(d / LANES);
-            for (out, integers) in outs.iter_mut().zip(integers) {
-                t.store(t.mul(t.bytes(integers), t.splat(scales[i])), out);
-            }
-            for (out, integer) in padded.as_flattened_mut().iter_mut().zip(rest) {
-                *out = f32::from(*integer as i8) * scales[i];
-            }
-        }
-    }
-
-    /// Widens numbers that need no scale, from number `at` on.
-    #[inline(always)]
-    fn widen<'o, T: Tier>(
-        &self,
-        t: T,
-        at: usize,
-        outs: impl Iterator<Item = &'o mut [f32; LANES]>,
-    ) {
-        match self {
-            Cache::F32(x) => {
-                for (out, x) in outs.zip(x[at..].as_chunks().0) {
-                    *out = *x;
-                }
-            }
-            Cache::F16(x) => {
-                for (out, x) in outs.zip(x[at..].as_chunks().0) {
-                    t.store(t.halves(x), out);
-                }
-            }
-            Cache::BF16(x) => {
-                for (out, x) in outs.zip(x[at..].as_chunks().0) {
-                    t.store(t.bfloats(x), out);
-                }
-            }
-            Cache::I8(_) => {}
-        }
-    }
-
-    /// One number that needs no scale.
-    fn number(&self, at: usize) -> f32 {
-        match self {
-            Cache::F32(x) => x[at],
-            Cache::F16(x) => f16::from_bits(x[at]).to_f32(),
-            Cache::BF16(x) => bf16::from_bits(x[at]).to_f32(),
-            Cache::I8(_) => 0.0,
-        }
-    }
-}
-
-/// A quantised block's integers, and the scale of each position.
-#[inline(always)]
-fn block_of(bytes: &[u8], row: usize, d: usize) -> (&[u8], [f32; BLOCK]) {
-    let block = &bytes[row * quantised_bytes(d)..][..BLOCK * quantised_bytes(d)];
-    let (integers, scales) = block.split_at(BLOCK * d);
-    let scales = scales.as_chunks::<SCALE_BYTES>().0;
-    (integers, std::array::from_fn(|i| f32::from_le_bytes(scales[i])))
-}
-
-/// The same, to be written.
-pub(crate) enum CacheMut<'a> {
-    F32(&'a mut [f32]),
-    F16(&'a mut [u16]),
-    BF16(&'a mut [u16]),
-    I8(&'a mut [u8]),
-}
-
-impl CacheMut<'_> {
-    /// Stores one head's row at a position of a block: the block's first position is number `block`
-    /// of the cache, and the row's elements are `stride` apart in it, from `start` on.
-    #[inline(always)]
-    fn store(
-        &mut self,
-        row: &[f32],
-        (block, position): (usize, usize),
-        (start, stride): (usize, usize),
-    ) {
-        let places = (block * row.len() + start..).step_by(stride);
-        match self {
-            CacheMut::F32(x) => places.zip(row).for_each(|(i, v)| x[i] = *v),
-            CacheMut::F16(x) => {
-                places.zip(row).for_each(|(i, v)| x[i] = f16::from_f32(*v).to_bits())
-            }
-            CacheMut::BF16(x) => {
-                places.zip(row).for_each(|(i, v)| x[i] = bf16::from_f32(*v).to_bits());
-            }
-            CacheMut::I8(x) => {
-                let bytes = BLOCK * quantised_bytes(row.len());
-                let x = &mut x[block / BLOCK * bytes..][..bytes];
-                let largest = row.iter().fold(0.0, |most, v| f32::max(most, v.abs()));
-                // What is not finite must not be hidden: its scale says so.
-                let finite = row.iter().all(|v| v.is_finite());
-                let scale = if finite { largest / 127.0 } else { f32::NAN };
-                let inverse = if largest > 0.0 && finite { 127.0 / largest } else { 0.0 };
-                for (i, v) in (start..).step_by(stride).zip(row) {
-                    x[i] = (v * inverse).round_ties_even() as i8 as u8;
-                }
-                let scales = x[BLOCK * row.len()..].as_chunks_mut::<SCALE_BYTES>().0;
-                scales[position] = scale.to_le_bytes();
-            }
-        }
-    }
-
-    /// Stores a head's key at `offset` of the block that starts at position `block`.
-    #[inline(always)]
-    pub(crate) fn key(&mut self, row: &[f32], block: usize, offset: usize) {
-        self.store(row, (block, offset), (offset, BLOCK));
-    }
-
-    /// Stores a head's value, likewise.
-    #[inline(always)]
-    pub(crate) fn value(&mut self, row: &[f32], block: usize, offset: usize) {
-        self.store(row, (block, offset), (offset * row.len(), 1));
-    }
-}
 
 /// Shapes and inputs of one attention call.
 #[derive(Clone, Copy)]
@@ -342,7 +165,7 @@ fn compute(
     let run = |worker: usize| {
         let mut tile = tiles[worker].lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-            isa.run(tile::Run { problem, item, tile: &mut tile });
+            isa.run(tile::Compute { problem, item, tile: &mut tile });
             match item.partial {
                 None => whole(item, &tile),
                 Some(slot) => {
@@ -393,8 +216,8 @@ fn plan(problem: &Problem<'_>, threads: usize, items: &mut Vec<Item>) -> usize {
     // leave enough items; else each head is an item.
     let splits: usize = items.iter().map(|item| item.splits.len()).sum();
     let many = |item: &Item| item.rows * problem.heads > TILE_PAIRS;
-    if splits < enough || items.iter().any(many) {
-        for at in 0..items.len() {
+    for at in 0..items.len() {
+        if splits < enough || many(&items[at]) {
             for kv_head in 1..problem.kv_heads {
                 items.push(Item { kv_heads: kv_head..kv_head + 1, ..items[at].clone() });
             }

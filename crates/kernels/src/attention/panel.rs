@@ -1,4 +1,4 @@
-//! The inner loops: a panel of (row, head) pairs meets the widened keys and values of a run.
+//! The inner loops: a panel of (row, head) pairs meets the keys and values of a run.
 //!
 //! A panel has as many pairs as registers hold the sums of, four vectors each (one where there are
 //! few registers). What happens to a pair depends neither on the others nor on these numbers.
@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use super::partial::finite_base;
+use super::stored::Run;
 use super::{POSITIONS, RUN};
 use crate::isa::Tier;
 use crate::lanes::{Aligned, LANES, exp2, larger};
@@ -24,13 +25,10 @@ pub(super) fn panel_len(remaining: usize) -> usize {
 }
 
 /// A panel's queries, what it meets, and its softmax states.
-pub(super) struct Panel<'a, const P: usize> {
+pub(super) struct Panel<'a, const P: usize, R> {
     /// `[head_dim]`, those of the pairs side by side.
     pub(super) queries: &'a [[f32; P]],
-    /// `[head_dim, POSITIONS]`.
-    pub(super) keys: &'a [[f32; LANES]],
-    /// `[POSITIONS, head_dim]`, rows padded to whole vectors.
-    pub(super) values: &'a [[f32; LANES]],
+    pub(super) run: R,
     /// What each pair sees of the run.
     pub(super) seen: [Range<usize>; P],
     pub(super) max: &'a mut [f32; P],
@@ -43,24 +41,59 @@ pub(super) struct Panel<'a, const P: usize> {
 /// Scores, then weights, of a pair.
 type Scores = [[f32; LANES]; RUN];
 
-impl<const P: usize> Panel<'_, P> {
+impl<const P: usize, R> Panel<'_, P, R> {
+    /// Adds the run to the states, where all pairs see the same of it and heads are of whole
+    /// fours of vectors.
+    #[inline(always)]
+    pub(super) fn add_row<T: Tier>(self, t: T)
+    where
+        R: Run<T>,
+    {
+        let scores = &mut self.scores(t).0;
+        let seen = self.seen[0].clone();
+        if seen != (0..POSITIONS) {
+            self.hide(scores);
+        }
+        let old = soften(t, scores, self.max, self.sums);
+        let mut at = 0;
+        while at < self.acc.len() / P {
+            let place = (at, seen.clone());
+            at += match T::REGISTERS {
+                32.. => columns::<T, P, 4>(t, self.run, place, (scores, &old), self.acc),
+                _ => columns::<T, P, 1>(t, self.run, place, (scores, &old), self.acc),
+            };
+        }
+    }
+
+    /// All scores.
+    #[inline(always)]
+    fn scores<T: Tier>(&self, t: T) -> Aligned<[Scores; P]>
+    where
+        R: Run<T>,
+    {
+        let mut scores = Aligned([[[0.0; LANES]; RUN]; P]);
+        if T::REGISTERS >= 32 {
+            self.dots::<T, RUN>(t, 0, &mut scores.0);
+        } else {
+            (0..RUN).for_each(|block| self.dots::<T, 1>(t, block, &mut scores.0));
+        }
+        scores
+    }
+
     /// Adds the run to the states.
     #[inline(always)]
-    pub(super) fn add<T: Tier>(self, t: T) {
-        let mut scores = Aligned([[[0.0; LANES]; RUN]; P]);
-        let scores = &mut scores.0;
-        if T::REGISTERS >= 32 {
-            self.dots::<T, RUN>(t, 0, scores);
-        } else {
-            (0..RUN).for_each(|block| self.dots::<T, 1>(t, block, scores));
-        }
+    pub(super) fn add<T: Tier>(self, t: T)
+    where
+        R: Run<T>,
+    {
+        let scores = &mut self.scores(t).0;
         let all = self.seen.iter().all(|seen| *seen == (0..POSITIONS));
         if !all {
             self.hide(scores);
         }
         let old = soften(t, scores, self.max, self.sums);
         if all {
-            return weigh(t, self.values, 0..POSITIONS, (scores, &old), self.acc);
+            return weigh(t, self.run, 0..POSITIONS, (scores, &old), self.acc);
         }
         // What is common is added to all pairs at a time, what only some see to each by itself: a
         // weight of 0 would not keep out what is not finite.
@@ -71,27 +104,29 @@ impl<const P: usize> Panel<'_, P> {
         for (p, acc) in self.acc.chunks_exact_mut(width).enumerate() {
             let seen = self.seen[p].clone();
             let head = seen.start..if common.is_empty() { seen.end } else { common.start };
-            weigh(t, self.values, head, (&[scores[p]], &[old[p]]), acc);
+            weigh(t, self.run, head, (&[scores[p]], &[old[p]]), acc);
         }
         if common.is_empty() {
             return;
         }
-        weigh(t, self.values, common.clone(), (scores, &[1.0; P]), self.acc);
+        weigh(t, self.run, common.clone(), (scores, &[1.0; P]), self.acc);
         for (p, acc) in self.acc.chunks_exact_mut(width).enumerate() {
             let tail = common.end..self.seen[p].end;
             if !tail.is_empty() {
-                weigh(t, self.values, tail, (&[scores[p]], &[1.0]), acc);
+                weigh(t, self.run, tail, (&[scores[p]], &[1.0]), acc);
             }
         }
     }
 
     /// Scores of all pairs and `G` blocks.
     #[inline(always)]
-    fn dots<T: Tier, const G: usize>(&self, t: T, block: usize, scores: &mut [Scores; P]) {
+    fn dots<T: Tier, const G: usize>(&self, t: T, block: usize, scores: &mut [Scores; P])
+    where
+        R: Run<T>,
+    {
         let mut sums = [[t.splat(0.0); G]; P];
-        let keys = self.keys.as_chunks::<G>().0[block..].iter().step_by(RUN / G);
-        for (queries, keys) in self.queries.iter().zip(keys) {
-            let keys: [T::F; G] = std::array::from_fn(|g| t.load(&keys[g]));
+        for (i, queries) in self.queries.iter().enumerate() {
+            let keys: [T::F; G] = self.run.keys(t, i, block);
             for p in 0..P {
                 let q = t.splat(queries[p]);
                 for g in 0..G {
@@ -156,7 +191,7 @@ fn soften<T: Tier, const P: usize>(
 #[inline(always)]
 fn weigh<T: Tier, const P: usize>(
     t: T,
-    values: &[[f32; LANES]],
+    run: impl Run<T>,
     seen: Range<usize>,
     (weights, old): (&[Scores; P], &[f32; P]),
     acc: &mut [[f32; LANES]],
@@ -166,9 +201,9 @@ fn weigh<T: Tier, const P: usize>(
     while at < width {
         let place = (at, seen.clone());
         at += match width - at {
-            4.. if T::REGISTERS >= 32 => columns::<T, P, 4>(t, values, place, (weights, old), acc),
-            2.. if T::REGISTERS >= 32 => columns::<T, P, 2>(t, values, place, (weights, old), acc),
-            _ => columns::<T, P, 1>(t, values, place, (weights, old), acc),
+            4.. if T::REGISTERS >= 32 => columns::<T, P, 4>(t, run, place, (weights, old), acc),
+            2.. if T::REGISTERS >= 32 => columns::<T, P, 2>(t, run, place, (weights, old), acc),
+            _ => columns::<T, P, 1>(t, run, place, (weights, old), acc),
         };
     }
 }
@@ -177,7 +212,7 @@ fn weigh<T: Tier, const P: usize>(
 #[inline(always)]
 fn columns<T: Tier, const P: usize, const G: usize>(
     t: T,
-    values: &[[f32; LANES]],
+    run: impl Run<T>,
     (at, seen): (usize, Range<usize>),
     (weights, old): (&[Scores; P], &[f32; P]),
     acc: &mut [[f32; LANES]],
@@ -195,8 +230,7 @@ fn columns<T: Tier, const P: usize, const G: usize>(
     for i in seen {
         // The remainder changes nothing; it spares checks.
         let i = i % POSITIONS;
-        let row: &[[f32; LANES]; G] = values[i * width + at..].first_chunk().expect("all columns");
-        let row: [T::F; G] = std::array::from_fn(|g| t.load(&row[g]));
+        let row: [T::F; G] = run.values(t, i, at);
         for p in 0..P {
             let weight = t.splat(weights[p][i]);
             for g in 0..G {

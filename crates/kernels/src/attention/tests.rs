@@ -1,5 +1,6 @@
 //! Attention against its definition in f64, and against itself under other cuts.
 
+use half::f16;
 use pomona_device::Pool;
 use pomona_types::Collective;
 
@@ -344,6 +345,53 @@ fn ranks_that_share_a_cache_find_the_bits_of_one() {
                     });
                 }
             });
+        }
+    }
+}
+
+#[test]
+fn a_row_alone_takes_keys_as_they_are_stored_and_finds_the_same_bits() {
+    const LEN: usize = 150;
+    for ((group, dim), window) in [(1, 64), (2, 64), (3, 128), (4, 64), (5, 64), (2, 48)]
+        .into_iter()
+        .flat_map(|shape| [None, Some(37)].map(|window| (shape, window)))
+    {
+        let mut scene = Scene::new(LEN, (2 * group, 2, dim));
+        scene.window = window;
+        let rows = scene.k.len() / dim;
+        let (mut k16, mut v16) = (vec![0; scene.k.len()], vec![0; scene.v.len()]);
+        let (mut kb, mut vb) = (k16.clone(), v16.clone());
+        let (mut k8, mut v8) = [0, 1].map(|_| vec![0; rows * quantised_bytes(dim)]).into();
+        for row in 0..rows {
+            let (block, offset) = (row / BLOCK * BLOCK, row % BLOCK);
+            let (key, value) = (&scene.k[row * dim..][..dim], &scene.v[row * dim..][..dim]);
+            for cache in [CacheMut::F16(&mut k16), CacheMut::BF16(&mut kb), CacheMut::I8(&mut k8)] {
+                { cache }.key(key, block, offset);
+            }
+            for cache in [CacheMut::F16(&mut v16), CacheMut::BF16(&mut vb), CacheMut::I8(&mut v8)] {
+                { cache }.value(value, block, offset);
+            }
+        }
+        let caches = [
+            (Cache::F16(&k16), Cache::F16(&v16)),
+            (Cache::BF16(&kb), Cache::BF16(&vb)),
+            (Cache::I8(&k8), Cache::I8(&v8)),
+        ];
+        for (k, v) in caches {
+            let table_len = scene.table.len() as u32;
+            let run = |isa: Isa, spans: &[Span]| {
+                let problem = Problem { k, v, ..scene.problem(&scene.q, spans) };
+                let mut out = vec![0.0; scene.q.len()];
+                attention(&Pool::new(2), isa, &problem, &mut Workspace::default(), &mut out);
+                out
+            };
+            let span = |at, rows| Span { first_row: at, rows, start: at, table: 0, table_len };
+            let together = run(Isa::Reference, &[span(0, LEN as u32)]);
+            assert!(together.iter().all(|v| v.is_finite()));
+            for isa in Isa::available() {
+                let alone: Vec<Span> = (0..LEN as u32).map(|at| span(at, 1)).collect();
+                assert_eq!(run(isa, &alone), together, "{isa:?}, {group} heads of {dim}");
+            }
         }
     }
 }

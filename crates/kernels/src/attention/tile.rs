@@ -1,14 +1,20 @@
 //! One tile: its queries, and the loop over runs of blocks.
 
+use std::mem::take;
 use std::ops::Range;
 
 use bytemuck::{cast_slice, cast_slice_mut};
 
 use super::panel::{Panel, panel_len};
 use super::partial::{Partial, vectors};
-use super::{BLOCK, Item, POSITIONS, Problem, RUN, SPLIT};
+use super::stored::{Bfloat, Half, Plain, Run, Scaled, Widened};
+use super::{BLOCK, Cache, Item, POSITIONS, Problem, RUN, SPLIT};
 use crate::isa::{Kernel, Tier};
-use crate::lanes::{Line, sum};
+use crate::lanes::{LANES, Line, sum};
+
+/// Up to so many pairs of one row take keys and values as they are stored: to widen them into memory
+/// first would take longer, and reading and computing would take turns.
+const STORED_PAIRS: usize = 4;
 
 /// A worker's memory for one tile.
 #[derive(Default)]
@@ -44,7 +50,7 @@ impl Tile {
         let scale = problem.scale * std::f32::consts::LOG2_E;
         self.queries.resize(pairs * d, 0.0);
         for (kv_head, start, group) in item.groups(problem) {
-            for (first, len) in panels(start..start + item.rows * group) {
+            for (first, len) in cut(start..start + item.rows * group) {
                 let panel = &mut self.queries[first * d..][..len * d];
                 for p in 0..len {
                     let (row, head) = ((first + p - start) / group, (first + p - start) % group);
@@ -55,11 +61,30 @@ impl Tile {
             }
         }
     }
+
+    /// The `P` pairs from `first` on, to meet a run.
+    #[inline(always)]
+    fn panel<R, const P: usize>(
+        &mut self,
+        first: usize,
+        run: R,
+        seen: impl Fn(usize) -> Range<usize>,
+    ) -> Panel<'_, P, R> {
+        let (d, width) = (self.head_dim, vectors(self.head_dim));
+        Panel {
+            queries: self.queries[first * d..][..P * d].as_chunks().0,
+            run,
+            seen: std::array::from_fn(|p| seen(first + p)),
+            max: self.part.max.as_flattened_mut()[first..].first_chunk_mut().expect("all pairs"),
+            sums: cast_slice_mut(&mut self.sums)[first..].first_chunk_mut().expect("all pairs"),
+            acc: cast_slice_mut(&mut self.part.acc[first * width..][..P * width]),
+        }
+    }
 }
 
 /// Cuts pairs into panels: where each starts, and its length.
 #[inline(always)]
-fn panels(mut pairs: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+fn cut(mut pairs: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
     std::iter::from_fn(move || {
         let (first, len) = (pairs.start, panel_len(pairs.len()));
         pairs.start += len;
@@ -68,16 +93,16 @@ fn panels(mut pairs: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// Computes an item into a tile.
-pub(super) struct Run<'a> {
+pub(super) struct Compute<'a> {
     pub(super) problem: &'a Problem<'a>,
     pub(super) item: &'a Item,
     pub(super) tile: &'a mut Tile,
 }
 
-impl Kernel for Run<'_> {
+impl Kernel for Compute<'_> {
     #[inline(always)]
     fn run<T: Tier>(self, t: T) {
-        let Run { problem, item, tile } = self;
+        let Compute { problem, item, tile } = self;
         tile.start(problem, item);
         for split in item.splits.clone() {
             one_split(t, problem, item, tile, split);
@@ -105,63 +130,131 @@ fn one_split<T: Tier>(t: T, problem: &Problem<'_>, item: &Item, tile: &mut Tile,
         // What is between rows that see all of it sees all of it too.
         let all = [0, item.rows - 1].iter().all(|row| seen(*row) == (0..POSITIONS));
         for (kv_head, start, group) in item.groups(problem) {
-            widen(t, problem, (item.span, kv_head), tile, (first, from..to));
-            for (first, len) in panels(start..start + item.rows * group) {
-                let row = |p: usize| (first + p - start) / group;
-                let seen = |p: usize| if all { 0..POSITIONS } else { seen(row(p)) };
-                match len {
-                    6.. => panel::<T, 6>(t, tile, first, seen),
-                    4.. => panel::<T, 4>(t, tile, first, seen),
-                    3 => panel::<T, 3>(t, tile, first, seen),
-                    2 => panel::<T, 2>(t, tile, first, seen),
-                    _ => panel::<T, 1>(t, tile, first, seen),
-                }
+            let pairs = start..start + item.rows * group;
+            let seen = |p: usize| if all { 0..POSITIONS } else { seen((p - start) / group) };
+            let stored = Stored { problem, span: item.span, kv_head, first, blocks: from..to };
+            if item.rows == 1 && stored.meet(t, tile, &pairs, seen(pairs.start)) {
+                continue;
             }
+            stored.widen(t, tile);
+            let (keys, values) = (take(&mut tile.keys), take(&mut tile.values));
+            let (k, v) = (cast_slice(&keys), cast_slice(&values));
+            panels(
+                t,
+                tile,
+                pairs,
+                Widened { keys: k, values: v, width: vectors(tile.head_dim) },
+                seen,
+            );
+            (tile.keys, tile.values) = (keys, values);
         }
     }
     let sums = tile.part.sum.as_flattened_mut().iter_mut().zip(&tile.sums);
     sums.for_each(|(total, lanes)| *total = sum(lanes.0));
 }
 
-/// Widens the blocks of the run that starts at block `first`, as far as they are among `blocks`.
-#[inline(always)]
-fn widen<T: Tier>(
-    t: T,
-    problem: &Problem<'_>,
-    (span, kv_head): (usize, usize),
-    tile: &mut Tile,
-    (first, blocks): (usize, Range<usize>),
-) {
-    let span = &problem.spans[span];
-    let table = &problem.tables[span.table as usize..][..span.table_len as usize];
-    let place = |block: usize| (table[block] as usize * problem.kv_heads + kv_head) * BLOCK;
-    let d = tile.head_dim;
-    for block in first.max(blocks.start)..(first + RUN).min(blocks.end) {
-        let keys = cast_slice_mut(&mut tile.keys[block - first..]).iter_mut().step_by(RUN);
-        problem.k.keys(t, place(block), keys);
-        let values = &mut tile.values[(block - first) * BLOCK * vectors(d)..];
-        let values = cast_slice_mut(&mut values[..BLOCK * vectors(d)]);
-        problem.v.values(t, place(block), d, values);
+/// A run of a KV head's blocks, as they lie in memory.
+struct Stored<'a> {
+    problem: &'a Problem<'a>,
+    span: usize,
+    kv_head: usize,
+    /// The run's first block.
+    first: usize,
+    /// Those that anybody sees something of.
+    blocks: Range<usize>,
+}
+
+impl Stored<'_> {
+    /// Its blocks that somebody sees something of.
+    fn seen(&self) -> Range<usize> {
+        self.first.max(self.blocks.start)..(self.first + RUN).min(self.blocks.end)
+    }
+
+    /// The number of a block's first row in the cache.
+    #[inline(always)]
+    fn place(&self, block: usize) -> usize {
+        let span = &self.problem.spans[self.span];
+        let block = self.problem.tables[span.table as usize + block];
+        (block as usize * self.problem.kv_heads + self.kv_head) * BLOCK
+    }
+
+    /// The same for all blocks of the run. Of what nobody sees, a neighbour stands in.
+    #[inline(always)]
+    fn places(&self) -> [usize; RUN] {
+        let seen = self.seen();
+        std::array::from_fn(|i| self.place((self.first + i).clamp(seen.start, seen.end - 1)))
+    }
+
+    /// Widens it into a tile's memory.
+    #[inline(always)]
+    fn widen<T: Tier>(&self, t: T, tile: &mut Tile) {
+        let d = self.problem.head_dim;
+        for block in self.seen() {
+            let (at, i) = (self.place(block), block - self.first);
+            let keys = cast_slice_mut(&mut tile.keys[i..]).iter_mut().step_by(RUN);
+            self.problem.k.keys(t, at, keys);
+            let values = &mut tile.values[i * BLOCK * vectors(d)..][..BLOCK * vectors(d)];
+            self.problem.v.values(t, at, d, cast_slice_mut(values));
+        }
+    }
+
+    /// Adds what a row sees of it to the row's pairs, if they are few and take it as it is.
+    #[inline(always)]
+    fn meet<T: Tier>(
+        &self,
+        t: T,
+        tile: &mut Tile,
+        pairs: &Range<usize>,
+        seen: Range<usize>,
+    ) -> bool {
+        let d = self.problem.head_dim;
+        if pairs.len() > STORED_PAIRS || !d.is_multiple_of(4 * LANES) {
+            return false;
+        }
+        let rows = self.places();
+        match (self.problem.k, self.problem.v) {
+            (Cache::F16(k), Cache::F16(v)) => {
+                row(t, tile, pairs, Plain::<Half>::of((k, v), rows, d), seen);
+            }
+            (Cache::BF16(k), Cache::BF16(v)) => {
+                row(t, tile, pairs, Plain::<Bfloat>::of((k, v), rows, d), seen);
+            }
+            (Cache::I8(k), Cache::I8(v)) => {
+                row(t, tile, pairs, Scaled::of((k, v), rows, d), seen);
+            }
+            _ => return false,
+        }
+        true
     }
 }
 
-/// Adds the widened run to the `P` pairs from `first` on; `seen` tells what each sees of it.
+/// Adds what a row sees of a run to its pairs, which are few.
 #[inline(always)]
-fn panel<T: Tier, const P: usize>(
+fn row<T: Tier>(t: T, tile: &mut Tile, pairs: &Range<usize>, run: impl Run<T>, seen: Range<usize>) {
+    match pairs.len() {
+        1 => tile.panel::<_, 1>(pairs.start, run, |_| seen.clone()).add_row(t),
+        2 => tile.panel::<_, 2>(pairs.start, run, |_| seen.clone()).add_row(t),
+        3 => tile.panel::<_, 3>(pairs.start, run, |_| seen.clone()).add_row(t),
+        _ => tile.panel::<_, STORED_PAIRS>(pairs.start, run, |_| seen.clone()).add_row(t),
+    }
+}
+
+/// Adds a run to some pairs, panel by panel; `seen` tells what each sees of it.
+#[inline(always)]
+fn panels<T: Tier>(
     t: T,
     tile: &mut Tile,
-    first: usize,
+    pairs: Range<usize>,
+    run: impl Run<T>,
     seen: impl Fn(usize) -> Range<usize>,
 ) {
-    let (d, width) = (tile.head_dim, vectors(tile.head_dim));
-    let panel = Panel::<P> {
-        queries: tile.queries[first * d..][..P * d].as_chunks().0,
-        keys: cast_slice(&tile.keys),
-        values: cast_slice(&tile.values),
-        seen: std::array::from_fn(seen),
-        max: tile.part.max.as_flattened_mut()[first..].first_chunk_mut().expect("all pairs"),
-        sums: cast_slice_mut(&mut tile.sums)[first..].first_chunk_mut().expect("all pairs"),
-        acc: cast_slice_mut(&mut tile.part.acc[first * width..][..P * width]),
-    };
-    panel.add(t);
+    for (first, len) in cut(pairs) {
+        match len {
+            6.. => tile.panel::<_, 6>(first, run, &seen).add(t),
+            4.. => tile.panel::<_, 4>(first, run, &seen).add(t),
+            3 => tile.panel::<_, 3>(first, run, &seen).add(t),
+            2 => tile.panel::<_, 2>(first, run, &seen).add(t),
+            _ => tile.panel::<_, 1>(first, run, &seen).add(t),
+        }
+    }
 }

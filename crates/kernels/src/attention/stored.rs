@@ -1,0 +1,176 @@
+//! Keys and values of a run, as panels take them: widened into memory before, or as they are stored.
+
+use super::cache::block_of;
+use super::{BLOCK, RUN};
+use crate::isa::Tier;
+use crate::lanes::LANES;
+
+/// Keys and values of a run, sixteen numbers at a time.
+pub(super) trait Run<T: Tier>: Copy {
+    /// Those of `G` blocks from `block` on: their positions' `i`th numbers.
+    fn keys<const G: usize>(self, t: T, i: usize, block: usize) -> [T::F; G];
+    /// `G` vectors of a position's values, from vector `at` on.
+    fn values<const G: usize>(self, t: T, position: usize, at: usize) -> [T::F; G];
+}
+
+/// A run that lies widened in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Widened<'a> {
+    /// `[head_dim, POSITIONS]`.
+    pub(super) keys: &'a [[f32; LANES]],
+    /// `[POSITIONS, head_dim]`, rows padded to `width` vectors.
+    pub(super) values: &'a [[f32; LANES]],
+    pub(super) width: usize,
+}
+
+impl<T: Tier> Run<T> for Widened<'_> {
+    #[inline(always)]
+    fn keys<const G: usize>(self, t: T, i: usize, block: usize) -> [T::F; G] {
+        loaded(t, some(self.keys, i * RUN + block))
+    }
+    #[inline(always)]
+    fn values<const G: usize>(self, t: T, position: usize, at: usize) -> [T::F; G] {
+        loaded(t, some(self.values, position * self.width + at))
+    }
+}
+
+#[inline(always)]
+fn loaded<T: Tier, const G: usize>(t: T, vectors: &[[f32; LANES]; G]) -> [T::F; G] {
+    let mut out = [t.splat(0.0); G];
+    for g in 0..G {
+        out[g] = t.load(&vectors[g]);
+    }
+    out
+}
+
+/// `G` vectors from number `at` on.
+#[inline(always)]
+fn some<N, const G: usize>(vectors: &[[N; LANES]], at: usize) -> &[[N; LANES]; G] {
+    vectors[at..].first_chunk().expect("whole runs")
+}
+
+/// How a number is stored that needs no scale.
+pub(super) trait Form: Copy {
+    type Bits: Copy;
+    fn widen<T: Tier>(t: T, x: &[Self::Bits; LANES]) -> T::F;
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Half;
+impl Form for Half {
+    type Bits = u16;
+    #[inline(always)]
+    fn widen<T: Tier>(t: T, x: &[u16; LANES]) -> T::F {
+        t.halves(x)
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Bfloat;
+impl Form for Bfloat {
+    type Bits = u16;
+    #[inline(always)]
+    fn widen<T: Tier>(t: T, x: &[u16; LANES]) -> T::F {
+        t.bfloats(x)
+    }
+}
+
+/// A run as it is stored. Heads are of whole vectors.
+#[derive(Clone, Copy)]
+pub(super) struct Plain<'a, F: Form> {
+    /// `[head_dim]` of each block.
+    keys: [&'a [[F::Bits; LANES]]; RUN],
+    /// `[BLOCK, width]` of each block.
+    values: [&'a [[F::Bits; LANES]]; RUN],
+    width: usize,
+}
+
+impl<'a, F: Form> Plain<'a, F> {
+    /// Blocks whose first rows have these numbers.
+    #[inline(always)]
+    pub(super) fn of(
+        (k, v): (&'a [F::Bits], &'a [F::Bits]),
+        rows: [usize; RUN],
+        head_dim: usize,
+    ) -> Plain<'a, F> {
+        let blocks = |x: &'a [F::Bits]| {
+            rows.map(|row| x[row * head_dim..][..BLOCK * head_dim].as_chunks().0)
+        };
+        Plain { keys: blocks(k), values: blocks(v), width: head_dim / LANES }
+    }
+}
+
+impl<T: Tier, F: Form> Run<T> for Plain<'_, F> {
+    #[inline(always)]
+    fn keys<const G: usize>(self, t: T, i: usize, block: usize) -> [T::F; G] {
+        let mut keys = [t.splat(0.0); G];
+        for g in 0..G {
+            keys[g] = F::widen(t, &self.keys[block + g][i]);
+        }
+        keys
+    }
+    #[inline(always)]
+    fn values<const G: usize>(self, t: T, position: usize, at: usize) -> [T::F; G] {
+        let (block, row) = (position / BLOCK, position % BLOCK);
+        let stored: &[_; G] = some(self.values[block], row * self.width + at);
+        let mut values = [t.splat(0.0); G];
+        for g in 0..G {
+            values[g] = F::widen(t, &stored[g]);
+        }
+        values
+    }
+}
+
+/// A run of bytes with a scale for each position. Heads are of whole vectors.
+#[derive(Clone, Copy)]
+pub(super) struct Scaled<'a> {
+    keys: [Bytes<'a>; RUN],
+    values: [Bytes<'a>; RUN],
+    width: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Bytes<'a> {
+    integers: &'a [[u8; LANES]],
+    scales: [f32; BLOCK],
+}
+
+impl<'a> Scaled<'a> {
+    /// Blocks whose first rows have these numbers.
+    #[inline(always)]
+    pub(super) fn of(
+        (k, v): (&'a [u8], &'a [u8]),
+        rows: [usize; RUN],
+        head_dim: usize,
+    ) -> Scaled<'a> {
+        let blocks = |x: &'a [u8]| {
+            rows.map(|row| {
+                let (integers, scales) = block_of(x, row, head_dim);
+                Bytes { integers: integers.as_chunks().0, scales }
+            })
+        };
+        Scaled { keys: blocks(k), values: blocks(v), width: head_dim / LANES }
+    }
+}
+
+impl<T: Tier> Run<T> for Scaled<'_> {
+    #[inline(always)]
+    fn keys<const G: usize>(self, t: T, i: usize, block: usize) -> [T::F; G] {
+        let mut keys = [t.splat(0.0); G];
+        for g in 0..G {
+            let block = &self.keys[block + g];
+            keys[g] = t.mul(t.bytes(&block.integers[i]), t.load(&block.scales));
+        }
+        keys
+    }
+    #[inline(always)]
+    fn values<const G: usize>(self, t: T, position: usize, at: usize) -> [T::F; G] {
+        let (block, row) = (&self.values[position / BLOCK], position % BLOCK);
+        let integers: &[_; G] = some(block.integers, row * self.width + at);
+        let (scale, mut values) = (t.splat(block.scales[row]), [t.splat(0.0); G]);
+        for g in 0..G {
+            values[g] = t.mul(t.bytes(&integers[g]), scale);
+        }
+        values
+    }
+}
