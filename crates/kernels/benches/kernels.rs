@@ -199,10 +199,8 @@ fn attention(ops: &CpuOps, limits: &Probe, dtype: DType) {
     // Sequences, rows of each, positions that the last row sees.
     const CASES: [(usize, usize, usize); 5] =
         [(1, 1, 512), (1, 1, 8192), (32, 1, 288), (1, 512, 512), (1, 512, 4096)];
-    println!(
-        "\nattention heads/kv/dim   batch   rows   seen       us    GB/s  of read  GFLOP/s   of f32 \
-         \u{20}   best"
-    );
+    print!("\nattention heads/kv/dim   batch   rows   seen       us    GB/s  of read");
+    println!("  GFLOP/s   of f32    best");
     for (heads, kv_heads, dim) in HEADS {
         for (batch, rows, seen) in CASES {
             let device = ops.device().as_ref();

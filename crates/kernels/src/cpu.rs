@@ -9,10 +9,10 @@ use pomona_device::{
 };
 use pomona_types::Collective;
 
-use crate::attention::{self, BLOCK, Cache, CacheMut, Problem, Shares, Workspace};
+use crate::attention::{self, BLOCK, Cache, CacheMut, KvWrite, Problem, Shares, Workspace};
 use crate::experts::{self, Combine, Exchange, Means, Route, Weight};
 use crate::linear::packed::{self, GROUP};
-use crate::linear::{self, Job, Out, Part, Rows, linear};
+use crate::linear::{self, Job, Out, Part, Rows, Shared, linear};
 use crate::packing::{self, PackedStore};
 use crate::rows::{Glu, RmsNorm, Rope};
 use crate::{
@@ -378,29 +378,23 @@ impl Ops for CpuOps {
         for cache in [&layer.k, &layer.v] {
             apart("kv_write", cache, &[k, v, slots])?;
         }
+        apart("kv_write", &layer.k, &[&layer.v])?;
         let access = self.memory.enter();
         // SAFETY: the caches overlap none of the inputs.
         let (k, v, slots) =
             unsafe { (access.read::<f32>(k)?, access.read::<f32>(v)?, access.read::<u32>(slots)?) };
         let outside = slots.iter().find(|s| **s != NO_SLOT && **s as usize >= blocks * BLOCK);
         ensure(outside.is_none(), "kv_write", || format!("slot {outside:?} of {blocks} blocks"))?;
-        // SAFETY: keys and values are written one after the other, and overlap no input.
-        let mut keys = unsafe { cache_mut(&access, &layer.k)? };
-        let rows = slots.iter().zip(k.chunks_exact(heads * head_dim));
-        for (slot, row) in rows.filter(|(slot, _)| **slot != NO_SLOT) {
-            let (block, offset) = (*slot as usize / BLOCK, *slot as usize % BLOCK);
-            for (head, row) in row.chunks_exact(head_dim).enumerate() {
-                keys.key(row, (block * heads + head) * BLOCK, offset);
-            }
-        }
-        // SAFETY: as above; `keys` is not used any more.
-        let mut values = unsafe { cache_mut(&access, &layer.v)? };
-        let rows = slots.iter().zip(v.chunks_exact(heads * head_dim));
-        for (slot, row) in rows.filter(|(slot, _)| **slot != NO_SLOT) {
-            let (block, offset) = (*slot as usize / BLOCK, *slot as usize % BLOCK);
-            for (head, row) in row.chunks_exact(head_dim).enumerate() {
-                values.value(row, (block * heads + head) * BLOCK, offset);
-            }
+        // SAFETY: keys and values overlap no input, and are views of their own.
+        let (keys, values) =
+            unsafe { (cache_mut(&access, &layer.k)?, cache_mut(&access, &layer.v)?) };
+        let write = |worker: usize, workers: usize| {
+            let write = KvWrite { k, v, slots, heads, head_dim, keys, values, worker, workers };
+            self.isa.run(write);
+        };
+        match self.pool.threads() {
+            workers if k.len() < JOIN_ELEMENTS / 4 || workers == 1 => write(0, 1),
+            workers => self.pool.run(&|worker| write(worker, workers)),
         }
         Ok(())
     }
@@ -934,15 +928,15 @@ unsafe fn cache<'a>(access: &'a Access<'_>, view: &View) -> Result<Cache<'a>, Op
 }
 
 /// # Safety
-/// As for [`Access::write`].
-unsafe fn cache_mut<'a>(access: &'a Access<'_>, view: &View) -> Result<CacheMut<'a>, OpError> {
+/// As for [`Access::write`], for as long as the cache is used.
+unsafe fn cache_mut(access: &Access<'_>, view: &View) -> Result<CacheMut, OpError> {
     // SAFETY: the caller's contract.
     unsafe {
         Ok(match view.dtype() {
-            DType::F16 => CacheMut::F16(access.write::<u16>(view)?),
-            DType::BF16 => CacheMut::BF16(access.write::<u16>(view)?),
-            DType::I8 => CacheMut::I8(access.write::<u8>(view)?),
-            _ => CacheMut::F32(access.write::<f32>(view)?),
+            DType::F16 => CacheMut::F16(Shared(access.write::<u16>(view)?.as_mut_ptr())),
+            DType::BF16 => CacheMut::BF16(Shared(access.write::<u16>(view)?.as_mut_ptr())),
+            DType::I8 => CacheMut::I8(Shared(access.write::<u8>(view)?.as_mut_ptr())),
+            _ => CacheMut::F32(Shared(access.write::<f32>(view)?.as_mut_ptr())),
         })
     }
 }

@@ -5,7 +5,9 @@
 //! ([`Tier`]) where compilers do not find the registers by themselves. So results are the same bits
 //! on every tier.
 
-use crate::lanes::{LANES, larger, largest, widen_half};
+use half::f16;
+
+use crate::lanes::{LANES, larger, largest, sum, widen_half};
 
 #[cfg(not(target_arch = "x86_64"))]
 #[path = "isa/portable.rs"]
@@ -69,6 +71,47 @@ pub(crate) trait Tier: Copy {
     /// Moves the lowest nine bits to where sign and exponent are.
     fn low_to_exponent(self, x: Self::F) -> Self::F;
 
+    /// The largest of 32 numbers without their signs; NaN is larger than any other.
+    #[inline(always)]
+    fn largest_magnitude(self, a: &[f32; LANES], b: &[f32; LANES]) -> f32 {
+        // Without the sign, numbers are ordered as their bits are; NaN comes last.
+        let bits = a.iter().chain(b).map(|v| v.abs().to_bits());
+        f32::from_bits(bits.fold(0, u32::max))
+    }
+    /// The lanes added up, halves onto each other.
+    #[inline(always)]
+    fn sum(self, x: Self::F) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(x, &mut lanes);
+        sum(lanes)
+    }
+    /// Stores the lowest byte of each lane's bits.
+    #[inline(always)]
+    fn lowest_bytes(self, x: Self::F, to: &mut [u8; LANES]) {
+        let mut lanes = [0.0; LANES];
+        self.store(x, &mut lanes);
+        for (to, x) in to.iter_mut().zip(lanes) {
+            *to = x.to_bits() as u8;
+        }
+    }
+    /// Stores the byte above it.
+    #[inline(always)]
+    fn second_bytes(self, x: Self::F, to: &mut [u8; LANES]) {
+        let mut lanes = [0.0; LANES];
+        self.store(x, &mut lanes);
+        for (to, x) in to.iter_mut().zip(lanes) {
+            *to = (x.to_bits() >> 8) as u8;
+        }
+    }
+    /// Stores half-precision numbers, as bits: the nearest ones, of two the even one.
+    #[inline(always)]
+    fn store_halves(self, x: Self::F, to: &mut [u16; LANES]) {
+        let mut lanes = [0.0; LANES];
+        self.store(x, &mut lanes);
+        for (to, x) in to.iter_mut().zip(lanes) {
+            *to = f16::from_f32(x).to_bits();
+        }
+    }
     /// Widens bfloat16 numbers, given as bits.
     #[inline(always)]
     fn bfloats(self, x: &[u16; LANES]) -> Self::F {

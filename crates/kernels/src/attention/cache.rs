@@ -18,7 +18,7 @@ pub(crate) enum Cache<'a> {
 }
 
 /// Bytes of a position's scale.
-const SCALE_BYTES: usize = size_of::<f32>();
+pub(super) const SCALE_BYTES: usize = size_of::<f32>();
 
 /// Bytes of a head's key or value of one position in a cache of this type: what the last axis of
 /// its views amounts to. `I8` has a scale beside the integers.
@@ -126,61 +126,4 @@ pub(super) fn block_of(bytes: &[u8], row: usize, d: usize) -> (&[u8], [f32; BLOC
     let (integers, scales) = block.split_at(BLOCK * d);
     let scales = scales.as_chunks::<SCALE_BYTES>().0;
     (integers, std::array::from_fn(|i| f32::from_le_bytes(scales[i])))
-}
-
-/// The same, to be written.
-pub(crate) enum CacheMut<'a> {
-    F32(&'a mut [f32]),
-    F16(&'a mut [u16]),
-    BF16(&'a mut [u16]),
-    I8(&'a mut [u8]),
-}
-
-impl CacheMut<'_> {
-    /// Stores one head's row at a position of a block: the block's first position is number `block`
-    /// of the cache, and the row's elements are `stride` apart in it, from `start` on.
-    #[inline(always)]
-    fn store(
-        &mut self,
-        row: &[f32],
-        (block, position): (usize, usize),
-        (start, stride): (usize, usize),
-    ) {
-        let places = (block * row.len() + start..).step_by(stride);
-        match self {
-            CacheMut::F32(x) => places.zip(row).for_each(|(i, v)| x[i] = *v),
-            CacheMut::F16(x) => {
-                places.zip(row).for_each(|(i, v)| x[i] = f16::from_f32(*v).to_bits())
-            }
-            CacheMut::BF16(x) => {
-                places.zip(row).for_each(|(i, v)| x[i] = bf16::from_f32(*v).to_bits());
-            }
-            CacheMut::I8(x) => {
-                let bytes = BLOCK * quantised_bytes(row.len());
-                let x = &mut x[block / BLOCK * bytes..][..bytes];
-                let largest = row.iter().fold(0.0, |most, v| f32::max(most, v.abs()));
-                // What is not finite must not be hidden: its scale says so.
-                let finite = row.iter().all(|v| v.is_finite());
-                let scale = if finite { largest / 127.0 } else { f32::NAN };
-                let inverse = if largest > 0.0 && finite { 127.0 / largest } else { 0.0 };
-                for (i, v) in (start..).step_by(stride).zip(row) {
-                    x[i] = (v * inverse).round_ties_even() as i8 as u8;
-                }
-                let scales = x[BLOCK * row.len()..].as_chunks_mut::<SCALE_BYTES>().0;
-                scales[position] = scale.to_le_bytes();
-            }
-        }
-    }
-
-    /// Stores a head's key at `offset` of the block that starts at position `block`.
-    #[inline(always)]
-    pub(crate) fn key(&mut self, row: &[f32], block: usize, offset: usize) {
-        self.store(row, (block, offset), (offset, BLOCK));
-    }
-
-    /// Stores a head's value, likewise.
-    #[inline(always)]
-    pub(crate) fn value(&mut self, row: &[f32], block: usize, offset: usize) {
-        self.store(row, (block, offset), (offset * row.len(), 1));
-    }
 }

@@ -18,6 +18,7 @@ mod panel;
 mod partial;
 mod stored;
 mod tile;
+mod write;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,10 +29,11 @@ use pomona_types::{BLOCK_TOKENS, SPLIT_BLOCKS};
 
 use crate::{HeadGroups, Isa};
 pub use cache::kv_row_bytes;
-pub(crate) use cache::{Cache, CacheMut, quantised_bytes};
+pub(crate) use cache::{Cache, quantised_bytes};
 pub(crate) use context::{Shares, shared_attention};
 use partial::{Merge, Partial};
 use tile::Tile;
+pub(crate) use write::{CacheMut, KvWrite};
 
 /// Positions in a block.
 pub(crate) const BLOCK: usize = BLOCK_TOKENS as usize;

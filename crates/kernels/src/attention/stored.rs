@@ -1,4 +1,4 @@
-//! Keys and values of a run, as panels take them: widened into memory before, or as they are stored.
+//! Keys and values of a run, as panels take them: widened into memory before, or as they lie there.
 
 use super::cache::block_of;
 use super::{BLOCK, RUN};

@@ -4,8 +4,10 @@ use half::f16;
 use pomona_device::Pool;
 use pomona_types::Collective;
 
+use super::write::BlockMut;
 use super::*;
 use crate::Span;
+use crate::isa::{Kernel, Tier};
 use crate::linear::tests::Dice;
 use crate::parcels::Parcels;
 
@@ -225,22 +227,39 @@ fn half_precision_caches_are_the_rounded_numbers() {
     assert_eq!(out, expected);
 }
 
+/// Stores a row in a block, as a key or as a value.
+struct Store<'a>(BlockMut<'a>, &'a [f32], usize, bool);
+
+impl Store<'_> {
+    fn store(self) {
+        Isa::detect().run(self);
+    }
+}
+
+impl Kernel for Store<'_> {
+    #[inline(always)]
+    fn run<T: Tier>(self, t: T) {
+        let Store(block, row, position, is_key) = self;
+        if is_key { block.key(t, row, position) } else { block.value(t, row, position) }
+    }
+}
+
 #[test]
 fn quantised_caches_are_close_and_hide_nothing() {
     for head_dim in [16, 20, 64] {
         let shape = (2, 1, head_dim);
         let scene = Scene::new(80, shape);
         let blocks = scene.k.len() / (BLOCK * head_dim);
-        let bytes = blocks * BLOCK * quantised_bytes(head_dim);
-        let (mut k8, mut v8) = (vec![0; bytes], vec![0; bytes]);
+        let size = BLOCK * quantised_bytes(head_dim);
+        let (mut k8, mut v8) = (vec![0; blocks * size], vec![0; blocks * size]);
         let (mut k, mut v) = (vec![0.0; scene.k.len()], vec![0.0; scene.v.len()]);
         for block in 0..blocks {
             for offset in 0..BLOCK {
                 let at = |i| (block * head_dim + i) * BLOCK + offset;
                 let key: Vec<f32> = (0..head_dim).map(|i| scene.k[at(i)]).collect();
                 let value = &scene.v[(block * BLOCK + offset) * head_dim..][..head_dim];
-                CacheMut::I8(&mut k8).key(&key, block * BLOCK, offset);
-                CacheMut::I8(&mut v8).value(value, block * BLOCK, offset);
+                Store(BlockMut::I8(&mut k8[block * size..][..size]), &key, offset, true).store();
+                Store(BlockMut::I8(&mut v8[block * size..][..size]), value, offset, false).store();
                 // The definition: a scale for each position, integers up to 127.
                 let rounded = |row: &[f32]| -> Vec<f32> {
                     let largest = row.iter().fold(0.0f32, |most, v| most.max(v.abs()));
@@ -263,7 +282,8 @@ fn quantised_caches_are_close_and_hide_nothing() {
             attention(&Pool::new(2), isa, &problem, &mut Workspace::default(), &mut out);
             assert_eq!(out, expected, "{isa:?} {head_dim}");
         }
-        CacheMut::I8(&mut v8).value(&vec![f32::NAN; head_dim], 0, 3);
+        let row = vec![f32::NAN; head_dim];
+        Store(BlockMut::I8(&mut v8[..size]), &row, 3, false).store();
         let problem = Problem { v: Cache::I8(&v8), ..scene.problem(&scene.q, &spans) };
         let mut out = vec![0.0; scene.q.len()];
         attention(&Pool::new(1), Isa::detect(), &problem, &mut Workspace::default(), &mut out);
@@ -363,13 +383,18 @@ fn a_row_alone_takes_keys_as_they_are_stored_and_finds_the_same_bits() {
         let (mut kb, mut vb) = (k16.clone(), v16.clone());
         let (mut k8, mut v8) = [0, 1].map(|_| vec![0; rows * quantised_bytes(dim)]).into();
         for row in 0..rows {
-            let (block, offset) = (row / BLOCK * BLOCK, row % BLOCK);
-            let (key, value) = (&scene.k[row * dim..][..dim], &scene.v[row * dim..][..dim]);
-            for cache in [CacheMut::F16(&mut k16), CacheMut::BF16(&mut kb), CacheMut::I8(&mut k8)] {
-                { cache }.key(key, block, offset);
-            }
-            for cache in [CacheMut::F16(&mut v16), CacheMut::BF16(&mut vb), CacheMut::I8(&mut v8)] {
-                { cache }.value(value, block, offset);
+            let (block, offset) = (row / BLOCK, row % BLOCK);
+            let (size, small) = (BLOCK * dim, BLOCK * quantised_bytes(dim));
+            for (x, [half, bfloat], byte, is_key) in [
+                (&scene.k, [&mut k16, &mut kb], &mut k8, true),
+                (&scene.v, [&mut v16, &mut vb], &mut v8, false),
+            ] {
+                let x = &x[row * dim..][..dim];
+                let at = block * size..(block + 1) * size;
+                Store(BlockMut::F16(&mut half[at.clone()]), x, offset, is_key).store();
+                Store(BlockMut::BF16(&mut bfloat[at]), x, offset, is_key).store();
+                let at = block * small..(block + 1) * small;
+                Store(BlockMut::I8(&mut byte[at]), x, offset, is_key).store();
             }
         }
         let caches = [

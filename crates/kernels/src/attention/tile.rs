@@ -12,8 +12,8 @@ use super::{BLOCK, Cache, Item, POSITIONS, Problem, RUN, SPLIT};
 use crate::isa::{Kernel, Tier};
 use crate::lanes::{LANES, Line, sum};
 
-/// Up to so many pairs of one row take keys and values as they are stored: to widen them into memory
-/// first would take longer, and reading and computing would take turns.
+/// Up to so many pairs of one row take keys and values as they are stored: to widen them into
+/// memory first would take longer, and reading and computing would take turns.
 const STORED_PAIRS: usize = 4;
 
 /// A worker's memory for one tile.

@@ -121,6 +121,15 @@ impl Tier for Avx2 {
         }
     }
     #[inline(always)]
+    fn store_halves(self, x: Self::F, to: &mut [u16; LANES]) {
+        // SAFETY: see above.
+        unsafe {
+            let at: *mut __m128i = to.as_mut_ptr().cast();
+            _mm_storeu_si128(at, _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[0]));
+            _mm_storeu_si128(at.add(1), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[1]));
+        }
+    }
+    #[inline(always)]
     fn mul(self, a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: see above.
         unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
@@ -215,6 +224,58 @@ impl Tier for Avx512 {
     fn bytes(self, x: &[u8; LANES]) -> Self::F {
         // SAFETY: see above.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn largest_magnitude(self, a: &[f32; LANES], b: &[f32; LANES]) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let bits = |x: &[f32; LANES]| {
+                let bits = _mm512_loadu_si512(x.as_ptr().cast());
+                _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff))
+            };
+            let most = _mm512_max_epu32(bits(a), bits(b));
+            let half = _mm512_extracti32x8_epi32::<1>(most);
+            let most = _mm256_max_epu32(half, _mm512_castsi512_si256(most));
+            let half = _mm256_extracti128_si256::<1>(most);
+            let most = _mm_max_epu32(half, _mm256_castsi256_si128(most));
+            let most = _mm_max_epu32(most, _mm_unpackhi_epi64(most, most));
+            let most = _mm_max_epu32(most, _mm_srli_epi64::<32>(most));
+            f32::from_bits(_mm_cvtsi128_si32(most) as u32)
+        }
+    }
+    #[inline(always)]
+    fn sum(self, x: Self::F) -> f32 {
+        // SAFETY: see above; the order is that of the definition.
+        unsafe {
+            let x = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+    #[inline(always)]
+    fn lowest_bytes(self, x: Self::F, to: &mut [u8; LANES]) {
+        // SAFETY: see above.
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_castps_si512(x));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
+        }
+    }
+    #[inline(always)]
+    fn second_bytes(self, x: Self::F, to: &mut [u8; LANES]) {
+        // SAFETY: see above.
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_srli_epi32::<8>(_mm512_castps_si512(x)));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
+        }
+    }
+    #[inline(always)]
+    fn store_halves(self, x: Self::F, to: &mut [u16; LANES]) {
+        // SAFETY: see above.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), halves);
+        }
     }
     #[inline(always)]
     fn mul(self, a: Self::F, b: Self::F) -> Self::F {

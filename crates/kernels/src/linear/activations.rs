@@ -16,7 +16,7 @@ use super::packed::BLOCK;
 use super::{Input, Inputs, Shared, spread};
 use crate::Isa;
 use crate::isa::{Kernel, Tier};
-use crate::lanes::{LANES, ROUND, sum};
+use crate::lanes::{LANES, ROUND};
 
 /// Tokens below which quantising is not worth a join.
 const JOIN_TOKENS: usize = 8;
@@ -64,6 +64,14 @@ pub(super) enum Form {
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
 pub(super) struct Term(pub(super) [u8; BLOCK]);
+
+impl Term {
+    /// The bytes of half of the columns.
+    #[inline(always)]
+    fn half(&mut self, h: usize) -> &mut [u8; LANES] {
+        &mut self.0.as_chunks_mut().0[h]
+    }
+}
 
 /// A block's scale, the sum of its numbers as they were rounded, and those of the integers of each
 /// half.
@@ -249,20 +257,25 @@ struct Quantise<'a> {
 
 impl Kernel for Quantise<'_> {
     #[inline(always)]
-    fn run<T: Tier>(self, _: T) {
-        match (self.places.bits, self.places.form) {
-            (ActivationBits::Eight, Form::Signed) => self.tokens::<1, false>(),
-            (ActivationBits::Eight, Form::Unsigned) => self.tokens::<1, true>(),
-            (ActivationBits::Sixteen, Form::Signed) => self.tokens::<2, false>(),
-            (ActivationBits::Sixteen, Form::Unsigned) => self.tokens::<2, true>(),
+    fn run<T: Tier>(self, t: T) {
+        match self.places.bits {
+            ActivationBits::Eight => self.tokens::<T, 1>(t),
+            ActivationBits::Sixteen => self.tokens::<T, 2>(t),
         }
     }
 }
 
 impl Quantise<'_> {
     #[inline(always)]
-    fn tokens<const TERMS: usize, const UNSIGNED: bool>(&self) {
-        let largest = self.places.bits.largest();
+    fn tokens<T: Tier, const TERMS: usize>(&self, t: T) {
+        let Places { bits, form, .. } = self.places;
+        let largest = bits.largest();
+        // A low term with a sign takes from the high one what its sign means.
+        let offset = match (TERMS, form) {
+            (1, Form::Signed) => 0.0,
+            (1, Form::Unsigned) | (_, Form::Signed) => 128.0,
+            (_, Form::Unsigned) => 128.0 * 256.0,
+        };
         for token in self.tokens.clone() {
             let row = self.inputs.row(self.job, token);
             for (b, x) in row.as_chunks::<BLOCK>().0.iter().enumerate() {
@@ -271,20 +284,17 @@ impl Quantise<'_> {
                 // which have been sized for all of them.
                 unsafe {
                     let terms = &mut *self.terms.at(at * TERMS).cast::<[Term; TERMS]>();
-                    *self.scaled.at(at) = quantise::<TERMS, UNSIGNED>(x, largest, terms);
+                    *self.scaled.at(at) = quantise(t, x, (largest, offset), terms);
                 }
             }
         }
     }
 }
 
-/// The scale of a block, and what numbers are multiplied by. A number that is not finite makes the
-/// scale NaN, and with it every product.
+/// The scale of a block whose largest number this is, and what numbers are multiplied by. A number
+/// that is not finite makes the scale NaN, and with it every product.
 #[inline(always)]
-fn scale_of(x: &[f32; BLOCK], integer: f32) -> (f32, f32) {
-    // Without the sign, numbers are ordered as their bits are; NaN comes last.
-    let largest = x.iter().fold(0, |most, v| u32::max(most, v.abs().to_bits()));
-    let largest = f32::from_bits(largest);
+fn scale_of(largest: f32, integer: f32) -> (f32, f32) {
     if (SMALLEST..=f32::MAX).contains(&largest) {
         (largest / integer, integer / largest)
     } else {
@@ -292,34 +302,35 @@ fn scale_of(x: &[f32; BLOCK], integer: f32) -> (f32, f32) {
     }
 }
 
+/// Quantises a block to integers up to `largest`; the first term is of integers that are `offset`
+/// more.
 #[inline(always)]
-fn quantise<const TERMS: usize, const UNSIGNED: bool>(
+fn quantise<T: Tier, const TERMS: usize>(
+    t: T,
     x: &[f32; BLOCK],
-    largest: f32,
+    (largest, offset): (f32, f32),
     terms: &mut [Term; TERMS],
 ) -> Scaled {
-    let (scale, inverse) = scale_of(x, largest);
-    let mut rounded = [0.0; BLOCK];
-    if inverse > 0.0 {
-        for (rounded, v) in rounded.iter_mut().zip(x) {
-            *rounded = (v * inverse + ROUND) - ROUND;
+    let halves = x.as_chunks::<LANES>().0;
+    let (scale, inverse) = scale_of(t.largest_magnitude(&halves[0], &halves[1]), largest);
+    let (inverse_of_all, round) = (t.splat(inverse), t.splat(ROUND));
+    let mut sums = [0.0; 2];
+    for (h, half) in halves.iter().enumerate() {
+        let mut rounded = t.splat(0.0);
+        // Else numbers may not be finite.
+        if inverse > 0.0 {
+            rounded = t.sub(t.add(t.mul(t.load(half), inverse_of_all), round), round);
         }
+        // Integers stand in the lowest bits of what a whole number and ROUND add up to.
+        let first = t.add(rounded, t.splat(ROUND + offset));
+        if TERMS == 1 {
+            t.lowest_bytes(first, terms[0].half(h));
+        } else {
+            t.second_bytes(first, terms[0].half(h));
+            t.lowest_bytes(t.add(rounded, round), terms[1].half(h));
+        }
+        // Exact in any order: it is below 2^24.
+        sums[h] = t.sum(rounded);
     }
-    let q = rounded.map(|v| (v + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32);
-    let offset = if UNSIGNED { 128 } else { 0 };
-    if TERMS == 1 {
-        for (byte, q) in terms[0].0.iter_mut().zip(&q) {
-            *byte = (q + offset) as u8;
-        }
-    } else {
-        // A low term with a sign takes from the high one what its sign means.
-        let carry = if UNSIGNED { 128 << 8 } else { 128 };
-        for (i, q) in q.iter().enumerate() {
-            (terms[0].0[i], terms[1].0[i]) = (((q + carry) >> 8) as u8, *q as u8);
-        }
-    }
-    // Sums are exact in any order: they are below 2^24.
-    let (low, high) = rounded.as_chunks::<LANES>().0.split_at(1);
-    let [low, high] = [sum(low[0]), sum(high[0])];
-    Scaled { scale, sum: scale * (low + high), halves: [low as i32, high as i32] }
+    Scaled { scale, sum: scale * (sums[0] + sums[1]), halves: sums.map(|sum| sum as i32) }
 }

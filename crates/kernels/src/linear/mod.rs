@@ -142,15 +142,13 @@ unsafe impl Sync for Sink<'_> {}
 unsafe impl Send for Sink<'_> {}
 
 impl Sink<'_> {
-    /// Stores the products of some groups, from `group` on, and a token; those beyond the last row
-    /// are dropped.
+    /// Stores the products of a group and a token; those beyond the last row are dropped.
     ///
     /// # Safety
-    /// `token` and the groups are in bounds, and no other worker stores these groups.
+    /// `token` and `group` are in bounds, and no other worker stores this group.
     #[inline(always)]
-    unsafe fn store<const N: usize>(&self, token: usize, group: usize, values: &[f32; N]) {
+    unsafe fn store(&self, token: usize, group: usize, values: &[f32; GROUP]) {
         let first = group * GROUP;
-        let count = N.min(self.rows - first);
         let mut values = *values;
         if let Some(bias) = self.bias {
             values.iter_mut().zip(&bias[first..]).for_each(|(value, bias)| *value += bias);
@@ -158,20 +156,21 @@ impl Sink<'_> {
         // SAFETY: in bounds by contract, and nobody else's.
         let out = unsafe {
             let at = self.places.at(token) * self.rows + first;
-            std::slice::from_raw_parts_mut(self.out.add(at), count)
+            std::slice::from_raw_parts_mut(self.out.add(at), GROUP.min(self.rows - first))
         };
-        // A length that is known makes it one store for each register.
-        match <&mut [f32; N]>::try_from(&mut *out) {
+        // A length that is known makes it one store.
+        match <&mut [f32; GROUP]>::try_from(&mut *out) {
             Ok(out) => self.put(out, &values),
-            Err(_) => self.put(out, &values[..count]),
+            Err(_) => self.put(out, &values),
         }
     }
 
     #[inline(always)]
-    fn put(&self, out: &mut [f32], values: &[f32]) {
+    fn put(&self, out: &mut [f32], values: &[f32; GROUP]) {
+        let pairs = out.iter_mut().zip(values);
         match self.write {
-            Write::Set => out.copy_from_slice(values),
-            Write::Add => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
+            Write::Set => pairs.for_each(|(out, value)| *out = *value),
+            Write::Add => pairs.for_each(|(out, value)| *out += value),
         }
     }
 }

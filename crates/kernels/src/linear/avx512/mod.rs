@@ -9,6 +9,7 @@ mod formats;
 mod tile;
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use few::Few;
@@ -25,6 +26,9 @@ use super::packed::{GROUP, STEPS, integer_bytes};
 use super::panel::{GROUPS, Panel, Row};
 use super::{Slab, TILE};
 use crate::Format;
+
+/// What the first block's products are added to.
+static NO_SUMS: Sums = [[Row([0.0; GROUP]); GROUPS]; TOKENS];
 
 /// Computes a slab; with tile registers if `tiles`, which are there then.
 pub(super) fn run(slab: &Slab<'_>, activations: &Activations<'_>, panel: &mut Panel, tiles: bool) {
@@ -209,7 +213,9 @@ impl Many<'_> {
         let terms = self.activations.terms(token, 0).as_ptr();
         let scaled = self.activations.scaled(token, 0).as_ptr();
         let mut next = self.next_panel(token);
-        let mut sums: Sums = [[Row([0.0; GROUP]); GROUPS]; TOKENS];
+        // The first block's products are added to zeros, and make the sums.
+        let mut sums: MaybeUninit<Sums> = MaybeUninit::uninit();
+        let mut before: *const Sums = &NO_SUMS;
         for b in 0..self.panel.blocks {
             next.fetch();
             if FIRST {
@@ -230,21 +236,16 @@ impl Many<'_> {
                         terms: terms.add(b * width * of_item).byte_add(4 * step),
                         scaled: scaled.add(b * width),
                     };
-                    tile::add::<S, TWO>(&block, &mut sums);
+                    tile::add::<S, TWO>(&block, before, sums.as_mut_ptr());
                 }
+                before = sums.as_ptr();
             }
         }
-        for (token, sums) in (token..self.slab.tokens.end).zip(&sums) {
-            // SAFETY: groups and tokens are the slab's; rows lie one after the other.
-            unsafe {
-                if self.groups.len() == GROUPS {
-                    let sums = &*sums.as_ptr().cast::<[f32; GROUPS * GROUP]>();
-                    self.slab.sink.store(token, self.groups.start, sums);
-                } else {
-                    for (group, Row(sums)) in self.groups.clone().zip(sums) {
-                        self.slab.sink.store(token, group, sums);
-                    }
-                }
+        // SAFETY: `before` is what there is: zeros without blocks.
+        for (token, sums) in (token..self.slab.tokens.end).zip(unsafe { &*before }) {
+            for (group, Row(sums)) in self.groups.clone().zip(sums) {
+                // SAFETY: groups and tokens are the slab's.
+                unsafe { self.slab.sink.store(token, group, sums) };
             }
         }
     }

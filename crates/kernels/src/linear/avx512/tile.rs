@@ -149,7 +149,7 @@ macro_rules! add {
             $a,
             ", ",
             $d,
-            ", [{sums} + 192*",
+            ", [{before} + 192*",
             $t,
             " + ",
             $at,
@@ -214,10 +214,11 @@ macro_rules! minima {
 macro_rules! kernel {
     ($name:ident, $item:literal, [$($products:expr),*], $minima:ident) => {
         /// # Safety
-        /// The machine has AVX-512 and VNNI; three groups and eight tokens lie where `block` says.
+        /// The machine has AVX-512 and VNNI; three groups and eight tokens lie where `block`
+        /// says, and as many sums `before`.
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-        unsafe fn $name(block: &Block, sums: &mut Sums) {
+        unsafe fn $name(block: &Block, before: *const Sums, sums: *mut Sums) {
             // SAFETY: by contract. `m` is read where there are minima.
             unsafe {
                 asm!(
@@ -235,6 +236,7 @@ macro_rules! kernel {
                     m = in(reg) block.m,
                     terms = in(reg) block.terms,
                     scaled = in(reg) block.scaled,
+                    before = in(reg) before,
                     sums = in(reg) sums,
                     out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
                     out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _,
@@ -284,21 +286,27 @@ kernel!(
 const _: () = assert!(STEPS * size_of::<Step>() == 512 && GROUPS * size_of::<Row>() == 192);
 const _: () = assert!(TOKENS == 8 && size_of::<Term>() == 32 && size_of::<Scaled>() == 16);
 
-/// Adds the products of a part of a block to sums. `TWO` terms, or one.
+/// Adds the products of a part of a block to the sums `before`, which may be `sums` themselves.
+/// `TWO` terms, or one.
 ///
 /// # Safety
-/// The machine has AVX-512 and VNNI; three groups and eight tokens lie where `block` says.
+/// The machine has AVX-512 and VNNI; three groups and eight tokens lie where `block` says, and
+/// as many sums `before`; there is room for them in `sums`.
 #[inline(always)]
-pub(super) unsafe fn add<S: Scales, const TWO: bool>(block: &Block, sums: &mut Sums) {
+pub(super) unsafe fn add<S: Scales, const TWO: bool>(
+    block: &Block,
+    before: *const Sums,
+    sums: *mut Sums,
+) {
     // SAFETY: by contract.
     unsafe {
         match (S::PARTS, S::MINIMA, TWO) {
-            (1, false, false) => one(block, sums),
-            (1, true, false) => one_with_minima(block, sums),
-            (2, false, false) => one_half(block, sums),
-            (1, false, true) => two(block, sums),
-            (1, true, true) => two_with_minima(block, sums),
-            (2, false, true) => two_half(block, sums),
+            (1, false, false) => one(block, before, sums),
+            (1, true, false) => one_with_minima(block, before, sums),
+            (2, false, false) => one_half(block, before, sums),
+            (1, false, true) => two(block, before, sums),
+            (1, true, true) => two_with_minima(block, before, sums),
+            (2, false, true) => two_half(block, before, sums),
             _ => unreachable!("no format has minima of half blocks"),
         }
     }
