@@ -33,7 +33,7 @@ def measure(engine, kind, args):
         return engine.engine(512, shallow=True)
     if kind == "long":
         return engine.engine(args.long_tokens, shallow=False)
-    load = ["--requests-per-client", "2", "--output-tokens", "64"]
+    load = ["--requests-per-client", str(args.requests_per_client), "--output-tokens", "64"]
     if kind == "served":
         load += ["--clients", args.clients, "--input-tokens", "256"]
     else:
@@ -124,6 +124,7 @@ def arguments():
     parser.add_argument("--mistralrs", type=path, metavar="VENV")
     parser.add_argument("--what", default=",".join(KINDS), help="default: %(default)s")
     parser.add_argument("--clients", default="1,8,32")
+    parser.add_argument("--requests-per-client", type=int, default=2)
     parser.add_argument("--long-tokens", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rounds-min", type=int, default=3, help="fewer give no verdict")
