@@ -160,14 +160,20 @@ impl Input {
         self.host_positions.clear();
         self.host_logit_rows.clear();
         let mut spans = Vec::with_capacity(stretches.len());
+        let mut logit_spans = Vec::with_capacity(stretches.len());
         let (mut first_row, mut table) = (0, 0);
         for stretch in stretches {
             let Stretch { start, count: rows, outputs, .. } = *stretch;
             self.host_positions.extend(start..start + rows);
             let last = first_row + rows;
-            self.host_logit_rows.extend(last - outputs..last);
             let table_len = (start + rows).div_ceil(BLOCK_TOKENS);
             spans.push(Span { first_row, rows, start, table, table_len });
+            if outputs > 0 {
+                let (first_row, start) =
+                    (self.host_logit_rows.len() as u32, start + rows - outputs);
+                logit_spans.push(Span { first_row, rows: outputs, start, table, table_len });
+            }
+            self.host_logit_rows.extend(last - outputs..last);
             first_row = last;
             table += table_len;
         }
@@ -186,6 +192,7 @@ impl Input {
             spans,
             origins: stretches.iter().map(|s| self.origins[s.slot as usize]).collect(),
             logit_rows: put(&self.host_logit_rows, &self.logit_rows)?,
+            logit_spans,
         })
     }
 

@@ -216,6 +216,9 @@ pub struct Batch {
     pub origins: Vec<u32>,
     /// `u32 [outputs]`: rows whose logits are wanted, in order.
     pub logit_rows: View,
+    /// The sequences that have such rows, as spans over these rows alone; their tables are those of
+    /// `spans`.
+    pub logit_spans: Vec<Span>,
 }
 
 /// What one attention call is told beside its views.

@@ -48,14 +48,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             let positions: Vec<u32> = (start..start + chunk.len() as u32).collect();
             let rows: Vec<u32> = (0..chunk.len() as u32).collect();
             let (first_row, count, table_len) = (0, chunk.len() as u32, blocks as u32);
+            let span = Span { first_row, rows: count, start, table: 0, table_len };
             let batch = Batch {
                 tokens: upload(device.as_ref(), chunk)?,
                 slots: vec![upload(device.as_ref(), &positions)?],
                 positions: upload(device.as_ref(), &positions)?,
                 tables: vec![(0..table_len).collect()],
-                spans: vec![Span { first_row, rows: count, start, table: 0, table_len }],
+                spans: vec![span],
                 origins: Vec::new(),
                 logit_rows: upload(device.as_ref(), &rows)?,
+                logit_spans: vec![span],
             };
             model.forward(&ops, &batch, &kv)?;
             model.outputs(&ops, chunk.len())?;

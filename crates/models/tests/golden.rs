@@ -57,14 +57,27 @@ impl Bench {
 
     /// Runs rows `(sequence, start, tokens)` as one batch; logits of all of them.
     fn run(&mut self, rows: &[(u32, u32, &[u32])]) -> Vec<f32> {
+        self.run_for(rows, usize::MAX)
+    }
+
+    /// The same; logits of at most so many last tokens of each sequence.
+    fn run_for(&mut self, rows: &[(u32, u32, &[u32])], most: usize) -> Vec<f32> {
         let device = self.ops.device().clone();
         let (mut tokens, mut positions, mut slots) = (vec![], vec![], vec![]);
         let (mut spans, mut table) = (vec![], vec![]);
+        let (mut wanted, mut logit_spans) = (vec![], vec![]);
         for (sequence, start, row) in rows {
             let blocks: Vec<u32> = (0..6).rev().map(|b| sequence * 6 + b).collect();
             let (first_row, count) = (tokens.len() as u32, row.len() as u32);
             let (at, table_len) = (table.len() as u32, 6);
-            spans.push(Span { first_row, rows: count, start: *start, table: at, table_len });
+            let span = Span { first_row, rows: count, start: *start, table: at, table_len };
+            spans.push(span);
+            let rows = row.len().min(most) as u32;
+            if rows > 0 {
+                let (first_row, start) = (wanted.len() as u32, start + count - rows);
+                logit_spans.push(Span { first_row, rows, start, ..span });
+            }
+            wanted.extend(first_row + count - rows..first_row + count);
             for p in *start..start + count {
                 positions.push(p);
                 slots.push(blocks[(p / BLOCK) as usize] * BLOCK + p % BLOCK);
@@ -72,7 +85,6 @@ impl Bench {
             tokens.extend_from_slice(row);
             table.extend(blocks);
         }
-        let all: Vec<u32> = (0..tokens.len() as u32).collect();
         let batch = Batch {
             tokens: view(device.as_ref(), &tokens),
             positions: view(device.as_ref(), &positions),
@@ -80,14 +92,15 @@ impl Bench {
             tables: vec![table; self.groups],
             spans,
             origins: Vec::new(),
-            logit_rows: view(device.as_ref(), &all),
+            logit_rows: view(device.as_ref(), &wanted),
+            logit_spans,
         };
         self.model.forward(self.ops.as_ref(), &batch, &self.kv).unwrap();
-        self.model.outputs(self.ops.as_ref(), tokens.len()).unwrap();
+        self.model.outputs(self.ops.as_ref(), wanted.len()).unwrap();
         let vocab = self.model.spec().vocab as usize;
         let mut logits = Vec::new();
-        for start in (0..tokens.len()).step_by(7) {
-            let end = tokens.len().min(start + 7);
+        for start in (0..wanted.len()).step_by(7) {
+            let end = wanted.len().min(start + 7);
             let out = device.alloc_view(DType::F32, &[end - start, vocab]).unwrap();
             self.model.logits(self.ops.as_ref(), start..end, &out).unwrap();
             let mut bytes = vec![0; out.bytes()];
@@ -147,6 +160,12 @@ fn check_within(name: &str, bound: f32) {
         let both = bench.run(&[(0, 40, &tokens[40..41]), (1, 0, &tokens[..20])]);
         assert!(both[..vocab] == whole[40 * vocab..41 * vocab], "{name}: decode in a mixed batch");
         assert!(both[vocab..] == whole[..20 * vocab], "{name}: prefill in a mixed batch");
+        // Where few logits are wanted, the last layer leaves out rows: what they wrote is there.
+        let none = bench.run_for(&[(0, 0, &tokens[..20]), (1, 0, &tokens[..9])], 0);
+        assert!(none.is_empty());
+        let some = bench.run_for(&[(0, 20, &tokens[20..40]), (1, 9, &tokens[9..10])], 3);
+        assert!(some[..3 * vocab] == whole[37 * vocab..40 * vocab], "{name}: the last three");
+        assert!(some[3 * vocab..] == whole[9 * vocab..10 * vocab], "{name}: beside one");
     }
 }
 

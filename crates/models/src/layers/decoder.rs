@@ -2,13 +2,14 @@
 //!
 //! Five joins a layer: [norm, q k v], [rope, write, attention], [out, residual], [norm, gate up],
 //! [activation, down, residual]. Where a model is divided over ranks, each computes its own columns
-//! of everything, and what the next product needs whole is gathered.
+//! of everything, and what the next product needs whole is gathered. Of the last layer, rows whose
+//! logits nobody wants have keys and values only.
 
 use std::ops::Range;
 
 use pomona_device::{DType, DeviceError, View};
 use pomona_kernels::{
-    Attention, Batch, Context, Embedding, HeadGroups, LinearPart, Matrix, OpError, Ops,
+    Attention, Batch, Context, Embedding, HeadGroups, LinearPart, Matrix, OpError, Ops, Span,
     WeightSource, Write,
 };
 use pomona_types::{LayerKind, ModelSpec};
@@ -79,7 +80,9 @@ struct Scratch {
     ffn: Option<(Columns, View)>,
     /// `[max_tokens, rotated / 2, 2]` for each rotation.
     tables: Vec<View>,
-    /// Final hidden states of the rows whose logits are wanted.
+    /// Queries of the rows whose logits are wanted, where the last layer goes on with these alone.
+    output_q: View,
+    /// Final hidden states of these rows.
     outputs: View,
 }
 
@@ -320,30 +323,40 @@ impl Decoder {
         })
     }
 
-    fn attention(
+    /// Queries, keys and values of a layer; the latter are written.
+    fn keys(
         &self,
         ops: &dyn Ops,
         batch: &Batch,
         kv: &KvCache,
-        at: usize,
+        (at, s): (usize, &Scratch),
     ) -> Result<(), OpError> {
-        let (b, layer, tokens) = (&self.blueprint, &self.layers[at], batch.tokens.elements());
-        let (spec, s, ranks) = (&self.part.spec, self.scratch.rows(tokens), &self.ranks);
-        let (heads, kv_heads) = (spec.heads as usize, spec.kv_heads as usize);
-        let head_dim = spec.head_dim as usize;
+        let (b, layer, spec) = (&self.blueprint, &self.layers[at], &self.part.spec);
         ops.rms_norm(&s.x.all, &layer.attention_norm, b.eps, Write::Set, &s.h.all)?;
         let parts = [(&layer.query, &s.q), (&layer.key, &s.k), (&layer.value, &s.v)];
         products(ops, &s.h.all, parts, Write::Set)?;
         let norms = layer.head_norms.as_ref();
         let table = &s.tables[b.rope_of[self.part.first_layer as usize + at]];
-        let by_head = |view: &View, heads| view.reshape(&[tokens, heads, head_dim]);
-        let (q, k) = (by_head(&s.q, heads), by_head(&s.k, kv_heads));
+        let (q, k) = (by_head(&s.q, spec.heads, spec), by_head(&s.k, spec.kv_heads, spec));
         ops.rope(&q, norms.map(|n| (&n.0, b.eps)), table, b.rope_style)?;
         ops.rope(&k, norms.map(|n| (&n.1, b.eps)), table, b.rope_style)?;
+        ops.kv_write(&s.k, &s.v, &batch.slots[kv.group_of[at]], &kv.layers[at])
+    }
+
+    /// Attention of the rows of some spans, and what is made of it.
+    fn attention(
+        &self,
+        ops: &dyn Ops,
+        (batch, spans): (&Batch, &[Span]),
+        kv: &KvCache,
+        (at, s): (usize, &Scratch),
+    ) -> Result<(), OpError> {
+        let (b, layer, spec, ranks) =
+            (&self.blueprint, &self.layers[at], &self.part.spec, &self.ranks);
         let (cache, group) = (&kv.layers[at], kv.group_of[at]);
-        ops.kv_write(&s.k, &s.v, &batch.slots[group], cache)?;
+        let q = by_head(&s.q, spec.heads, spec);
         let how = Attention {
-            spans: &batch.spans,
+            spans,
             tables: &batch.tables[group],
             scale: b.query_scale,
             window: match spec.layers[at] {
@@ -356,20 +369,20 @@ impl Decoder {
             },
         };
         match &ranks.groups.context {
-            None => ops.attention(&q, cache, &how, &by_head(&s.attended.own, heads))?,
+            None => ops.attention(&q, cache, &how, &by_head(&s.attended.own, spec.heads, spec))?,
             Some(group) => {
                 let shares = ranks.division.context_heads(ranks.place.tensor);
-                let own = by_head(&s.attended.own, shares[group.rank()].len());
+                let own = by_head(&s.attended.own, shares[group.rank()].len() as u32, spec);
                 let (heads, origins) = (shares.as_slice(), batch.origins.as_slice());
                 let context = Context { group: group.as_ref(), heads, origins };
                 ops.shared_attention(&context, &q, cache, &how, &own)?;
             }
         }
-        self.add(ops, &s, (&s.attended, &layer.attention_out), &layer.post_attention_norm)
+        self.add(ops, s, (&s.attended, &layer.attention_out), &layer.post_attention_norm)
     }
 
-    fn feed_forward(&self, ops: &dyn Ops, tokens: usize, layer: &Layer) -> Result<(), OpError> {
-        let (b, s) = (&self.blueprint, self.scratch.rows(tokens));
+    fn feed_forward(&self, ops: &dyn Ops, s: &Scratch, layer: &Layer) -> Result<(), OpError> {
+        let b = &self.blueprint;
         ops.rms_norm(&s.x.all, &layer.ffn_norm, b.eps, Write::Set, &s.h.all)?;
         match (&layer.feed_forward, &s.ffn) {
             (FeedForward::Experts(moe), _) => moe.forward(ops, &self.ranks, &s.h.all, &s.x),
@@ -377,7 +390,7 @@ impl Decoder {
                 let parts = [(gate, &gated.own), (up, upped)];
                 products(ops, &s.h.all, parts, Write::Set)?;
                 ops.glu(&gated.own, upped, b.activation, &gated.own)?;
-                self.add(ops, &s, (gated, down), &layer.post_ffn_norm)
+                self.add(ops, s, (gated, down), &layer.post_ffn_norm)
             }
             (FeedForward::Dense { .. }, None) => unreachable!("dense layers have memory"),
         }
@@ -438,6 +451,12 @@ impl Decoder {
             }
             None => ranks.receive_hidden(ops, &x.all)?,
         }
+        self.own_columns(ops, x)
+    }
+
+    /// Of a residual stream that is whole, the columns that this rank adds to.
+    fn own_columns(&self, ops: &dyn Ops, x: &Columns) -> Result<(), OpError> {
+        let ranks = &self.ranks;
         // Where each half of a layer has a norm behind it, sums are made of whole rows.
         if ranks.tensor().is_some() && !self.blueprint.sandwich {
             let first = ranks.division.hidden[ranks.place.tensor].start as usize;
@@ -445,6 +464,33 @@ impl Decoder {
         }
         Ok(())
     }
+
+    /// Whether the last layer goes on with the rows alone whose logits are wanted. Ranks that keep
+    /// sequences together would have to agree on who begins which.
+    fn leaves_rows(&self, batch: &Batch) -> bool {
+        self.output_norm.is_some()
+            && self.ranks.groups.context.is_none()
+            && batch.logit_rows.elements() < batch.tokens.elements()
+    }
+
+    /// The residual stream and the queries of the rows whose logits are wanted.
+    fn wanted(&self, ops: &dyn Ops, rows: &View, s: &Scratch) -> Result<Scratch, OpError> {
+        let count = rows.elements();
+        // The normed copy has been used, so its memory takes the rows.
+        let Scratch { x: h, h: x, .. } = s.rows(count);
+        let q = s.output_q.rows(0, count);
+        if count > 0 {
+            ops.gather(&s.x.all, rows, &x.all)?;
+            ops.gather(&s.q, rows, &q)?;
+            self.own_columns(ops, &x)?;
+        }
+        Ok(Scratch { x, h, q, ..s.rows(count) })
+    }
+}
+
+/// `[tokens, heads, head_dim]`.
+fn by_head(view: &View, heads: u32, spec: &ModelSpec) -> View {
+    view.reshape(&[view.shape()[0], heads as usize, spec.head_dim as usize])
 }
 
 impl Model for Decoder {
@@ -458,22 +504,35 @@ impl Model for Decoder {
 
     fn forward(&mut self, ops: &dyn Ops, batch: &Batch, kv: &KvCache) -> Result<(), ModelError> {
         let tokens = batch.tokens.elements();
-        let s = self.scratch.rows(tokens);
+        let (mut s, mut spans) = (self.scratch.rows(tokens), &batch.spans);
         self.begin(ops, batch, &s.x)?;
         for (frequencies, table) in self.inverse_frequencies.iter().zip(&s.tables) {
             ops.rope_table(&batch.positions, frequencies, 1.0, table)?;
         }
         for (at, layer) in self.layers.iter().enumerate() {
-            self.attention(ops, batch, kv, at)?;
-            self.feed_forward(ops, tokens, layer)?;
+            self.keys(ops, batch, kv, (at, &s))?;
+            if at + 1 == self.layers.len() && self.leaves_rows(batch) {
+                (s, spans) = (self.wanted(ops, &batch.logit_rows, &s)?, &batch.logit_spans);
+                if spans.is_empty() {
+                    break;
+                }
+            }
+            self.attention(ops, (batch, spans), kv, (at, &s))?;
+            self.feed_forward(ops, &s, layer)?;
         }
         let Some(norm) = &self.output_norm else {
             return Ok(self.ranks.send_hidden(ops, &s.x.all)?);
         };
         let outputs = self.scratch.outputs.rows(0, batch.logit_rows.elements());
-        if outputs.elements() > 0 {
-            ops.gather(&s.x.all, &batch.logit_rows, &outputs)?;
-            ops.rms_norm(&outputs, norm, self.blueprint.eps, Write::Set, &outputs)?;
+        match outputs.elements() {
+            0 => {}
+            _ if self.leaves_rows(batch) => {
+                ops.rms_norm(&s.x.all, norm, self.blueprint.eps, Write::Set, &outputs)?;
+            }
+            _ => {
+                ops.gather(&s.x.all, &batch.logit_rows, &outputs)?;
+                ops.rms_norm(&outputs, norm, self.blueprint.eps, Write::Set, &outputs)?;
+            }
         }
         Ok(self.ranks.send_outputs(ops, &outputs)?)
     }
@@ -554,6 +613,7 @@ impl Scratch {
                 None => Some((columns(&division.ffn, 1)?, view(tokens, part.ffn)?)),
             },
             tables: tables.collect::<Result<_, _>>()?,
+            output_q: view(options.max_outputs, part.heads * spec.head_dim)?,
             outputs: view(options.max_outputs, spec.hidden)?,
         })
     }
@@ -570,6 +630,7 @@ impl Scratch {
             attended: self.attended.rows(tokens),
             ffn: self.ffn.as_ref().map(|(gate, up)| (gate.rows(tokens), first(up))),
             tables: self.tables.iter().map(first).collect(),
+            output_q: self.output_q.clone(),
             outputs: self.outputs.clone(),
         }
     }

@@ -242,6 +242,7 @@ impl Reader {
             spans: vec![span],
             origins: Vec::new(),
             logit_rows: upload(device, &all)?,
+            logit_spans: vec![span],
         };
         self.model.forward(self.ops.as_ref(), &batch, &self.kv)?;
         self.model.outputs(self.ops.as_ref(), tokens.len())?;
