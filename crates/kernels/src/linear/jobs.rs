@@ -11,9 +11,12 @@ use crate::Format;
 
 /// Most tokens that lie side by side: as many as a tile register has rows.
 pub(super) const TILE: usize = 16;
+/// Up to so many tokens have a loop for just their number.
+pub(super) const COUNTED: usize = 4;
 /// Most tokens that meet weights as they come from memory.
-pub(super) const FEW: usize = 4;
-/// More than a few are taken so many at a time; what lies beyond the last one is not looked at.
+pub(super) const FEW: usize = 8;
+/// More than counted ones are taken so many at a time; what lies beyond the last one is not looked
+/// at.
 pub(super) const SIDE: usize = 8;
 
 /// Tokens that meet the same matrices.
@@ -98,7 +101,7 @@ impl Input<'_> {
     /// Tokens side by side.
     pub(super) fn width(&self) -> usize {
         match self.tokens {
-            ..=FEW => self.tokens,
+            ..=COUNTED => self.tokens,
             _ => self.tokens.next_multiple_of(SIDE).min(TILE),
         }
     }

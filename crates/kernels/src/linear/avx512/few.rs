@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::super::Slab;
 use super::super::activations::{ActivationBits, Activations, Scaled, Term};
+use super::super::jobs::{COUNTED, FEW};
 use super::super::packed::{BLOCK, GROUP, STEPS, integer_bytes};
 use super::formats::{Integers, Scales};
 
@@ -28,15 +29,16 @@ impl Few<'_> {
                 1 => self.products::<I, S, 1>(group),
                 2 => self.products::<I, S, 2>(group),
                 3 => self.products::<I, S, 3>(group),
-                _ => self.products::<I, S, 4>(group),
+                COUNTED => self.products::<I, S, COUNTED>(group),
+                _ => self.products::<I, S, FEW>(group),
             }
         }
     }
 
-    /// Products with `T` tokens: the same operations as for many.
+    /// Products with room for `T` tokens: the same operations as for many.
     ///
     /// # Safety
-    /// The machine has this tier; the group is in bounds, and there are `T` tokens.
+    /// The machine has this tier; the group is in bounds, and `T` tokens have room.
     #[inline(always)]
     unsafe fn products<I: Integers, S: Scales, const T: usize>(&self, group: usize) {
         let slab = self.slab;
@@ -60,8 +62,23 @@ impl Few<'_> {
                 let scaled = scaled.as_ptr().add(b * T);
                 for part in 0..S::PARTS {
                     let steps = part * STEPS / S::PARTS..(part + 1) * STEPS / S::PARTS;
-                    let start = std::array::from_fn(|t| start::<S>(&*scaled.add(t), part));
-                    let integers = integers::<T>(&w, (terms, two), steps, start);
+                    // Loops, not closures: not all of these would become part of this function, and
+                    // with it get the tier's instructions.
+                    let mut integers = [_mm512_setzero_si512(); T];
+                    for t in 0..T {
+                        integers[t] = start::<S>(&*scaled.add(t), part);
+                    }
+                    if two {
+                        add::<T>(&w, (terms.add(1), 2), steps.clone(), &mut integers);
+                        let mut high = [_mm512_setzero_si512(); T];
+                        add::<T>(&w, (terms, 2), steps, &mut high);
+                        for t in 0..T {
+                            let high = _mm512_slli_epi32(high[t], 8);
+                            integers[t] = _mm512_add_epi32(high, integers[t]);
+                        }
+                    } else {
+                        add::<T>(&w, (terms, 1), steps, &mut integers);
+                    }
                     let [d, m] = scales[part];
                     for t in 0..T {
                         let Scaled { scale, sum, .. } = *scaled.add(t);
@@ -74,9 +91,9 @@ impl Few<'_> {
                     }
                 }
             }
-            for (t, sums) in sums.into_iter().enumerate() {
+            for t in 0..T.min(slab.all_tokens) {
                 let mut values = [0.0; GROUP];
-                _mm512_storeu_ps(values.as_mut_ptr(), sums);
+                _mm512_storeu_ps(values.as_mut_ptr(), sums[t]);
                 slab.sink.store(t, group, &values);
             }
         }
@@ -96,36 +113,24 @@ unsafe fn start<S: Scales>(scaled: &Scaled, part: usize) -> __m512i {
     unsafe { _mm512_set1_epi32(sum * -i32::from(S::CENTRE as u8)) }
 }
 
-/// Integer products of `T` tokens over some steps of a block. With few tokens a chain of sums is
-/// what takes time: the terms get one each.
+/// Adds the products of a term of `T` tokens, which are `apart`, over some steps of a block.
 ///
 /// # Safety
 /// The machine has this tier; `terms` points to a block of `T` tokens side by side.
 #[inline(always)]
-unsafe fn integers<const T: usize>(
+unsafe fn add<const T: usize>(
     w: &[__m512i; STEPS],
-    (terms, two): (*const Term, bool),
+    (terms, apart): (*const Term, usize),
     steps: Range<usize>,
-    start: [__m512i; T],
-) -> [__m512i; T] {
+    sums: &mut [__m512i; T],
+) {
     // SAFETY: by contract.
     unsafe {
-        let term = |mut sums: [__m512i; T], term: *const Term, apart: usize| {
-            for step in steps.clone() {
-                for (t, sum) in sums.iter_mut().enumerate() {
-                    let four = term.add(t * apart).cast::<i32>().add(step).read();
-                    *sum = _mm512_dpbusd_epi32(*sum, w[step], _mm512_set1_epi32(four));
-                }
+        for step in steps {
+            for t in 0..T {
+                let four = terms.add(t * apart).cast::<i32>().add(step).read();
+                sums[t] = _mm512_dpbusd_epi32(sums[t], w[step], _mm512_set1_epi32(four));
             }
-            sums
-        };
-        if !two {
-            return term(start, terms, 1);
         }
-        let mut sums = term(start, terms.add(1), 2);
-        for (sum, high) in sums.iter_mut().zip(term([_mm512_setzero_si512(); T], terms, 2)) {
-            *sum = _mm512_add_epi32(_mm512_slli_epi32(high, 8), *sum);
-        }
-        sums
     }
 }
