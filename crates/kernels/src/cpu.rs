@@ -52,7 +52,7 @@ impl CpuOps {
     /// Operations over `memory`, with at most the instructions that the machine has.
     pub fn new(memory: Arc<dyn HostMemory>, pool: Pool, isa: Isa) -> CpuOps {
         let device: Arc<dyn Device> = memory.clone();
-        let isa = isa.min(Isa::detect());
+        let isa = isa.within_machine();
         let (scratch, packed) = (Mutex::default(), Mutex::default());
         CpuOps { memory, device, pool, isa, bits: ActivationBits::default(), scratch, packed }
     }

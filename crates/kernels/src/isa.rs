@@ -9,18 +9,25 @@ use half::f16;
 
 use crate::lanes::{LANES, larger, largest, sum, widen_half};
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+#[path = "isa/arm.rs"]
+mod tier;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 #[path = "isa/portable.rs"]
 mod tier;
 #[cfg(target_arch = "x86_64")]
 #[path = "isa/x86.rs"]
 mod tier;
 
-/// A tier of instructions. Each includes the ones before it.
+/// A tier of instructions. Each includes the ones before it of the same kind of machine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Isa {
     /// Portable Rust; runs anywhere.
     Reference,
+    /// AArch64, all of which has NEON.
+    Neon,
+    /// The same, with dot products of bytes (FEAT_DotProd).
+    NeonDot,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI and VNNI.
@@ -189,14 +196,22 @@ impl Isa {
 
     /// All tiers that this machine runs, the reference first.
     pub fn available() -> Vec<Isa> {
-        let all = [Isa::Reference, Isa::Avx2, Isa::Avx512, Isa::Amx];
-        all.into_iter().filter(|isa| *isa <= Isa::detect()).collect()
+        tier::TIERS.iter().copied().filter(|isa| *isa <= Isa::detect()).collect()
     }
 
-    /// A short name: `reference`, `avx2`, `avx512`, `amx`.
+    /// The best tier of this machine that is not above this one.
+    pub(crate) fn within_machine(self) -> Isa {
+        let most = self.min(Isa::detect());
+        let tiers = tier::TIERS.iter().rev();
+        tiers.copied().find(|isa| *isa <= most).unwrap_or(Isa::Reference)
+    }
+
+    /// A short name: `reference`, `neon`, `neon-dotprod`, `avx2`, `avx512`, `amx`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Reference => "reference",
+            Isa::Neon => "neon",
+            Isa::NeonDot => "neon-dotprod",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Amx => "amx",
@@ -205,6 +220,6 @@ impl Isa {
 
     /// Runs a kernel compiled for this tier, or for the best one that the machine has.
     pub(crate) fn run<K: Kernel>(self, kernel: K) {
-        tier::run(self.min(Isa::detect()), kernel);
+        tier::run(self.within_machine(), kernel);
     }
 }

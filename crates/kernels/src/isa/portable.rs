@@ -2,6 +2,8 @@
 
 use super::{Isa, Kernel, Portable};
 
+pub(super) const TIERS: &[Isa] = &[Isa::Reference];
+
 pub(super) fn detect() -> Isa {
     Isa::Reference
 }

@@ -6,6 +6,8 @@ use super::{Isa, Kernel, Portable, Tier};
 use crate::lanes::LANES;
 use crate::linear::amx;
 
+pub(super) const TIERS: &[Isa] = &[Isa::Reference, Isa::Avx2, Isa::Avx512, Isa::Amx];
+
 pub(super) fn detect() -> Isa {
     let avx2 = is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("fma")
@@ -26,11 +28,11 @@ pub(super) fn detect() -> Isa {
 
 pub(super) fn run<K: Kernel>(isa: Isa, kernel: K) {
     match isa {
-        Isa::Reference => kernel.run(Portable),
         // SAFETY: Isa::run clamps the tier to what detect() found.
         Isa::Avx2 => unsafe { avx2(kernel) },
         // SAFETY: as above. Tiles are for products only.
         Isa::Avx512 | Isa::Amx => unsafe { avx512(kernel) },
+        _ => kernel.run(Portable),
     }
 }
 

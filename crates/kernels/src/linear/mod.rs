@@ -16,6 +16,8 @@ mod avx2;
 mod avx512;
 mod dense;
 mod jobs;
+#[cfg_attr(not(target_arch = "aarch64"), path = "portable.rs")]
+mod neon;
 pub(crate) mod packed;
 mod panel;
 mod reference;
@@ -298,6 +300,10 @@ pub enum LinearPath {
     Int8Vectors,
     /// 16-bit dot products of vectors (AVX2).
     Int16Vectors,
+    /// 8-bit dot products of vectors (NEON).
+    NeonDots,
+    /// 8-bit products of vectors (NEON).
+    NeonProducts,
     /// Plain loops over integers: the tier has no kernel of its own for them.
     Reference,
 }
@@ -311,6 +317,8 @@ impl LinearPath {
             (Isa::Amx, _) => LinearPath::Int8Tiles,
             (Isa::Avx512, _) => LinearPath::Int8Vectors,
             (Isa::Avx2, _) => LinearPath::Int16Vectors,
+            (Isa::NeonDot, _) => LinearPath::NeonDots,
+            (Isa::Neon, _) => LinearPath::NeonProducts,
             (Isa::Reference, _) => LinearPath::Reference,
         }
     }
@@ -323,7 +331,9 @@ impl LinearPath {
             LinearPath::Int8Tiles => "int8 tile registers",
             LinearPath::Int8Vectors => "int8 dot products (VNNI)",
             LinearPath::Int16Vectors => "16-bit dot products (AVX2)",
-            LinearPath::Reference => "slow: plain loops, as there is neither AVX-512 VNNI nor AVX2",
+            LinearPath::NeonDots => "int8 dot products (NEON)",
+            LinearPath::NeonProducts => "int8 products (NEON without dot products)",
+            LinearPath::Reference => "slow: plain loops, as there is no AVX2, AVX-512 VNNI or NEON",
         }
     }
 
@@ -362,6 +372,8 @@ fn run_slab(isa: Isa, slab: &Slab<'_>, forms: &Forms<'_>, panel: &mut Panel) {
         LinearPath::Int8Tiles => avx512::run(slab, &integers[job], panel, true),
         LinearPath::Int8Vectors => avx512::run(slab, &integers[job], panel, false),
         LinearPath::Int16Vectors => avx2::run(slab, &integers[job], panel),
+        LinearPath::NeonDots => neon::run(slab, &integers[job], panel, true),
+        LinearPath::NeonProducts => neon::run(slab, &integers[job], panel, false),
         LinearPath::Reference => {
             let activations = &integers[job];
             isa.run(reference::Quantised { slab, activations, panel });

@@ -1,4 +1,4 @@
-//! In place of AVX-512 where there is none: the reference.
+//! In place of the vectors of another kind of machine, AVX-512 or NEON: the reference.
 
 use super::activations::Activations;
 use super::panel::Panel;

@@ -1,0 +1,106 @@
+//! The tiers of AArch64. All machines have NEON: code is compiled for it everywhere.
+
+use std::arch::aarch64::*;
+use std::arch::is_aarch64_feature_detected;
+
+use super::{Isa, Kernel, Portable, Tier};
+use crate::lanes::LANES;
+
+pub(super) const TIERS: &[Isa] = &[Isa::Reference, Isa::Neon, Isa::NeonDot];
+
+pub(super) fn detect() -> Isa {
+    if is_aarch64_feature_detected!("dotprod") { Isa::NeonDot } else { Isa::Neon }
+}
+
+pub(super) fn run<K: Kernel>(isa: Isa, kernel: K) {
+    match isa {
+        Isa::Reference => kernel.run(Portable),
+        // Dot products are for products of integers only.
+        _ => kernel.run(Neon),
+    }
+}
+
+/// Four registers of four lanes.
+#[derive(Clone, Copy)]
+struct Neon;
+
+/// Four registers, of what four of others give.
+macro_rules! each {
+    ($i:ident => $value:expr) => {
+        // SAFETY: all machines have NEON; loads and stores cover sixteen lanes.
+        unsafe {
+            let of = |$i: usize| $value;
+            [of(0), of(1), of(2), of(3)]
+        }
+    };
+}
+
+impl Tier for Neon {
+    type F = [float32x4_t; 4];
+    const REGISTERS: usize = 8;
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        each!(i => vaddq_f32(a[i], b[i]))
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        each!(i => vsubq_f32(a[i], b[i]))
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        each!(i => vmulq_f32(a[i], b[i]))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        each!(i => vfmaq_f32(c[i], a[i], b[i]))
+    }
+    #[inline(always)]
+    fn larger(self, a: Self::F, b: Self::F) -> Self::F {
+        // Not the instruction for maxima, which gives NaN where either is NaN.
+        each!(i => vbslq_f32(vcgtq_f32(b[i], a[i]), b[i], a[i]))
+    }
+    #[inline(always)]
+    fn zero_below(self, bound: Self::F, x: Self::F, value: Self::F) -> Self::F {
+        each!(i => {
+            let value = vreinterpretq_u32_f32(value[i]);
+            vreinterpretq_f32_u32(vbicq_u32(value, vcltq_f32(x[i], bound[i])))
+        })
+    }
+    #[inline(always)]
+    fn low_to_exponent(self, x: Self::F) -> Self::F {
+        each!(i => vreinterpretq_f32_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(x[i]))))
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        each!(_i => vdupq_n_f32(x))
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::F {
+        each!(i => vld1q_f32(x.as_ptr().add(4 * i)))
+    }
+    #[inline(always)]
+    fn store(self, x: Self::F, to: &mut [f32; LANES]) {
+        let to = to.as_mut_ptr();
+        each!(i => vst1q_f32(to.add(4 * i), x[i]));
+    }
+    #[inline(always)]
+    fn halves(self, x: &[u16; LANES]) -> Self::F {
+        each!(i => vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x.as_ptr().add(4 * i)))))
+    }
+    #[inline(always)]
+    fn bfloats(self, x: &[u16; LANES]) -> Self::F {
+        each!(i => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(x.as_ptr().add(4 * i)))))
+    }
+    #[inline(always)]
+    fn bytes(self, x: &[u8; LANES]) -> Self::F {
+        // SAFETY: as in `each`.
+        let halves = unsafe {
+            let bytes = vreinterpretq_s8_u8(vld1q_u8(x.as_ptr()));
+            [vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)]
+        };
+        each!(i => vcvtq_f32_s32(match i % 2 {
+            0 => vmovl_s16(vget_low_s16(halves[i / 2])),
+            _ => vmovl_high_s16(halves[i / 2]),
+        }))
+    }
+}
