@@ -19,7 +19,7 @@ use std::ops::Range;
 use super::Slab;
 use super::activations::{ActivationBits, Activations, Scaled, Term};
 use super::jobs::FEW;
-use super::packed::{self, BLOCK, GROUP, SUPER, bits, factors_at, integer_bytes};
+use super::packed::{self, GROUP, STEPS, SUPER, bits, factors_at, integer_bytes};
 use super::panel::{GROUPS, Panel, Row, Step};
 use crate::Format;
 use crate::formats::ZERO_PARTS;
@@ -33,8 +33,8 @@ const UNPACKED: usize = 0;
 type Signed<const T: usize, const TERMS: usize> = [[[int8x16_t; 2]; TERMS]; T];
 /// Sums of `T` tokens.
 type Sums<const T: usize> = [[float32x4_t; QUARTERS]; T];
-/// `d` and `m` of each part of a block; those of the first part alone where there is one.
-type Numbers = [[Row; 2]; 2];
+/// `d` and `m` of four rows.
+type Numbers = [float32x4_t; 2];
 
 /// Computes a slab; with instructions for dot products if `dots`, which are there then.
 pub(super) fn run(slab: &Slab<'_>, activations: &Activations<'_>, panel: &mut Panel, dots: bool) {
@@ -59,32 +59,29 @@ unsafe fn with_dots(slab: &Slab<'_>, activations: &Activations<'_>, panel: &mut 
 /// The machine has this tier; groups and tokens are in bounds.
 #[inline(always)]
 unsafe fn groups<D: Dot>(slab: &Slab<'_>, activations: &Activations<'_>, panel: &mut Panel) {
-    // SAFETY: by contract.
-    unsafe {
-        if slab.all_tokens <= FEW {
-            let few = Few { slab, activations };
-            return match bits(slab.format) {
-                4 => few.groups::<D, 4, 1>(),
-                5 => few.groups::<D, 5, 1>(),
-                6 => few.groups::<D, 6, 2>(),
-                _ => few.groups::<D, 8, 1>(),
-            };
-        }
-        panel.size(slab.format, slab.cols);
-        for first in slab.groups.clone().step_by(GROUPS) {
-            let groups = first..slab.groups.end.min(first + GROUPS);
-            match bits(slab.format) {
-                4 => unpack::<4>(slab, &groups, panel),
-                5 => unpack::<5>(slab, &groups, panel),
-                6 => unpack::<6>(slab, &groups, panel),
-                _ => unpack::<8>(slab, &groups, panel),
+    let (format, few) = (slab.format, slab.all_tokens <= FEW);
+    panel.size(format, slab.cols);
+    for first in slab.groups.clone().step_by(GROUPS) {
+        let groups = first..slab.groups.end.min(first + GROUPS);
+        for (place, group) in groups.clone().enumerate() {
+            let bytes = slab.group(group);
+            take_numbers(format, bytes, place, panel);
+            if !few {
+                unpack(format, bytes, place, panel);
             }
-            let many = Many { slab, activations, panel, groups };
-            match (panel.parts, activations.bits()) {
-                (1, ActivationBits::Eight) => many.tokens::<D, 1, 4, 1>(),
-                (1, ActivationBits::Sixteen) => many.tokens::<D, 1, 4, 2>(),
-                (_, ActivationBits::Eight) => many.tokens::<D, 2, 4, 1>(),
-                (_, ActivationBits::Sixteen) => many.tokens::<D, 2, 4, 2>(),
+        }
+        let work = Work { slab, activations, panel, groups };
+        // SAFETY: by contract.
+        unsafe {
+            match (bits(format), activations.bits()) {
+                (4, _) if few => work.few::<D, 4, 1>(),
+                (5, _) if few => work.few::<D, 5, 1>(),
+                (6, _) if few => work.few::<D, 6, 2>(),
+                (_, _) if few => work.few::<D, 8, 1>(),
+                (6, ActivationBits::Eight) => work.many::<D, 2, 4, 1>(),
+                (6, ActivationBits::Sixteen) => work.many::<D, 2, 4, 2>(),
+                (_, ActivationBits::Eight) => work.many::<D, 1, 4, 1>(),
+                (_, ActivationBits::Sixteen) => work.many::<D, 1, 4, 2>(),
             }
         }
     }
@@ -157,11 +154,12 @@ impl Dot for Smull {
 }
 
 /// A block of sixteen rows.
-struct Block<'a> {
-    /// Its integers: packed, or a panel's.
+struct Block {
+    /// Its integers: packed, or the panel's.
     w: *const u8,
-    /// `d` and `m` of each part.
-    numbers: [[&'a Row; 2]; 2],
+    /// The panel's numbers, those of a second part `GROUPS` further.
+    d: *const Row,
+    m: *const Row,
     minima: bool,
     /// What is to be taken from each weight still.
     centre: i32,
@@ -173,7 +171,7 @@ struct Block<'a> {
 /// The machine has this tier; the block is there, and so are the scales of `T` tokens.
 #[inline(always)]
 unsafe fn add<D: Dot, const BITS: usize, const PARTS: usize, const T: usize, const TERMS: usize>(
-    block: &Block<'_>,
+    block: &Block,
     x: &Signed<T, TERMS>,
     scaled: *const Scaled,
     sums: &mut Sums<T>,
@@ -195,7 +193,8 @@ unsafe fn add<D: Dot, const BITS: usize, const PARTS: usize, const T: usize, con
                         }
                     }
                 }
-                let [d, m] = block.numbers[part].map(|row| vld1q_f32(&row.0[4 * quarter]));
+                let row = part * GROUPS;
+                let d = vld1q_f32(&(*block.d.add(row)).0[4 * quarter]);
                 for t in 0..T {
                     let scaled = &*scaled.add(t);
                     if BITS != UNPACKED {
@@ -208,6 +207,7 @@ unsafe fn add<D: Dot, const BITS: usize, const PARTS: usize, const T: usize, con
                     sums[t][quarter] = vfmaq_f32(sums[t][quarter], value, d);
                 }
                 if block.minima {
+                    let m = vld1q_f32(&(*block.m.add(row)).0[4 * quarter]);
                     for t in 0..T {
                         let sum = vdupq_n_f32((*scaled.add(t)).sum);
                         sums[t][quarter] = vfmaq_f32(sums[t][quarter], m, sum);
@@ -257,64 +257,98 @@ unsafe fn weights<const BITS: usize>(at: *const u8, step: usize, quarter: usize)
     }
 }
 
-/// What [`weights`] of these bits have not had taken from them.
+/// The centre that [`weights`] have still.
 fn centre_left(format: Format) -> i8 {
     if bits(format) == 8 { 0 } else { packed::centre(format) }
 }
 
-/// A block's scales and minima.
-///
-/// # Safety
-/// The machine has this tier; `at` is a group's numbers, which reach to block `b`.
+/// Widens a group's scales and minima into place `place` of the panel.
+fn take_numbers(format: Format, group: &[u8], place: usize, panel: &mut Panel) {
+    let at = group[panel.blocks * integer_bytes(format)..].as_ptr();
+    // SAFETY: a group has numbers for the panel's blocks; see `packed` for where they lie.
+    unsafe {
+        let own = |b: usize| at.add(factors_at(format, b));
+        // Of a K format: where its superblock starts, and the block's own bytes.
+        let k = |b: usize, head: usize| {
+            let start = own(b / SUPER * SUPER);
+            (start, start.add(head + b % SUPER * 32))
+        };
+        let none = vdupq_n_f32(0.0);
+        match format {
+            Format::Q4_K | Format::Q5_K => fill(panel, place, |b, _, q| {
+                let (start, own) = k(b, 64);
+                let minimum = vmulq_f32(halves(start.add(32), q), bytes(own.add(16), q));
+                [vmulq_f32(halves(start, q), bytes(own, q)), vnegq_f32(minimum)]
+            }),
+            Format::Q6_K => fill(panel, place, |b, part, q| {
+                let (start, own) = k(b, 32);
+                let scale = vmovl_s8(vreinterpret_s8_u8(four(own.add(16 * part), q)));
+                let scale = vcvtq_f32_s32(vmovl_s16(vget_low_s16(scale)));
+                [vmulq_f32(halves(start, q), scale), none]
+            }),
+            Format::Q4_1 | Format::Q5_1 => fill(panel, place, |b, _, q| {
+                let own = own(b);
+                [halves(own, q), halves(own.add(32), q)]
+            }),
+            _ if format.is_int4() => fill(panel, place, |b, _, q| {
+                let own = own(b);
+                let zero = vmulq_n_f32(bytes(own.add(32), q), -1.0 / ZERO_PARTS);
+                [halves(own, q), vmulq_f32(halves(own, q), zero)]
+            }),
+            _ => fill(panel, place, |b, _, q| [halves(own(b), q), none]),
+        }
+    }
+}
+
+/// Fills a place of the panel with what `of` gives for blocks, parts and quarters.
 #[inline(always)]
-unsafe fn numbers(format: Format, at: *const u8, b: usize) -> Numbers {
-    let mut numbers = [[Row([0.0; GROUP]); 2]; 2];
-    for q in 0..QUARTERS {
-        // SAFETY: by contract; see `packed` for where numbers lie.
-        unsafe {
-            let k = b / SUPER * SUPER;
-            let (start, own) = (at.add(factors_at(format, k)), at.add(factors_at(format, b)));
-            let half = |at: *const u8| {
-                vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(at.add(8 * q).cast())))
-            };
-            let four = |at: *const u8| {
-                vcreate_u8(u64::from(at.add(4 * q).cast::<u32>().read_unaligned()))
-            };
-            let unsigned = |at: *const u8| {
-                vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(four(at)))))
-            };
-            let signed = |at: *const u8| {
-                let wide = vmovl_s8(vreinterpret_s8_u8(four(at)));
-                vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)))
-            };
-            let mut put = |part: usize, which: usize, value: float32x4_t| {
-                vst1q_f32(&mut numbers[part][which].0[4 * q], value);
-            };
-            match format {
-                Format::Q4_K | Format::Q5_K => {
-                    let own = start.add(64 + (b - k) * 32);
-                    put(0, 0, vmulq_f32(half(start), unsigned(own)));
-                    put(0, 1, vnegq_f32(vmulq_f32(half(start.add(32)), unsigned(own.add(16)))));
+fn fill(panel: &mut Panel, place: usize, of: impl Fn(usize, usize, usize) -> Numbers) {
+    for b in 0..panel.blocks {
+        for part in 0..panel.parts {
+            let at = panel.part(place, b, part);
+            let (Row(ds), Row(ms)) = (&mut panel.d[at], &mut panel.m[at]);
+            for (q, (d, m)) in
+                ds.as_chunks_mut::<4>().0.iter_mut().zip(ms.as_chunks_mut::<4>().0).enumerate()
+            {
+                let numbers = of(b, part, q);
+                // SAFETY: all machines have NEON; four numbers each.
+                unsafe {
+                    vst1q_f32(d.as_mut_ptr(), numbers[0]);
+                    vst1q_f32(m.as_mut_ptr(), numbers[1]);
                 }
-                Format::Q6_K => {
-                    let own = start.add(32 + (b - k) * 32);
-                    put(0, 0, vmulq_f32(half(start), signed(own)));
-                    put(1, 0, vmulq_f32(half(start), signed(own.add(16))));
-                }
-                Format::Q4_1 | Format::Q5_1 => {
-                    put(0, 0, half(own));
-                    put(0, 1, half(own.add(32)));
-                }
-                _ if format.is_int4() => {
-                    let zero = vmulq_n_f32(unsigned(own.add(32)), -1.0 / ZERO_PARTS);
-                    put(0, 0, half(own));
-                    put(0, 1, vmulq_f32(half(own), zero));
-                }
-                _ => put(0, 0, half(own)),
             }
         }
     }
-    numbers
+}
+
+/// Half-precision numbers of a quarter.
+///
+/// # Safety
+/// Those of sixteen rows are at `at`.
+#[inline(always)]
+unsafe fn halves(at: *const u8, quarter: usize) -> float32x4_t {
+    // SAFETY: by contract.
+    unsafe { vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(at.add(8 * quarter).cast()))) }
+}
+
+/// Bytes of a quarter; the upper half is zero.
+///
+/// # Safety
+/// Those of sixteen rows are at `at`.
+#[inline(always)]
+unsafe fn four(at: *const u8, quarter: usize) -> uint8x8_t {
+    // SAFETY: by contract.
+    unsafe { vcreate_u8(u64::from(at.add(4 * quarter).cast::<u32>().read_unaligned())) }
+}
+
+/// Unsigned bytes of a quarter.
+///
+/// # Safety
+/// As for [`four`].
+#[inline(always)]
+unsafe fn bytes(at: *const u8, quarter: usize) -> float32x4_t {
+    // SAFETY: by contract.
+    unsafe { vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(four(at, quarter))))) }
 }
 
 /// A block's activations of `T` tokens that lie side by side, with their signs. They lack them if
@@ -365,38 +399,52 @@ unsafe fn store(slab: &Slab<'_>, token: usize, group: usize, sums: &[float32x4_t
     }
 }
 
-/// Products with a few tokens: weights are unpacked in registers, as they come from memory.
-struct Few<'a> {
+/// Some groups of rows, and what they meet.
+struct Work<'a> {
     slab: &'a Slab<'a>,
     activations: &'a Activations<'a>,
+    /// Has the groups' numbers, and for many tokens their weights.
+    panel: &'a Panel,
+    groups: Range<usize>,
 }
 
-impl Few<'_> {
+impl Work<'_> {
+    /// A block of the group at `place`, whose weights are at `w`.
+    #[inline(always)]
+    fn block(&self, place: usize, b: usize, w: *const u8, centre: i8) -> Block {
+        let minima = packed::has_minima(self.slab.format);
+        let (d, m) = (&self.panel.d, &self.panel.m);
+        let (parts, centre) = (self.panel.part(place, b, 0).., i32::from(centre));
+        Block { w, d: d[parts.clone()].as_ptr(), m: m[parts].as_ptr(), minima, centre }
+    }
+
+    /// Products with a few tokens.
+    ///
     /// # Safety
     /// The machine has this tier; groups and tokens are in bounds.
     #[inline(always)]
-    unsafe fn groups<D: Dot, const BITS: usize, const PARTS: usize>(&self) {
-        for group in self.slab.groups.clone() {
-            // SAFETY: by contract.
-            unsafe {
-                match (self.slab.all_tokens, self.activations.bits()) {
-                    (1, ActivationBits::Eight) => self.group::<D, BITS, PARTS, 1, 1>(group),
-                    (2, ActivationBits::Eight) => self.group::<D, BITS, PARTS, 2, 1>(group),
-                    (3, ActivationBits::Eight) => self.group::<D, BITS, PARTS, 3, 1>(group),
-                    (_, ActivationBits::Eight) => self.group::<D, BITS, PARTS, 4, 1>(group),
-                    (1, ActivationBits::Sixteen) => self.group::<D, BITS, PARTS, 1, 2>(group),
-                    (2, ActivationBits::Sixteen) => self.group::<D, BITS, PARTS, 2, 2>(group),
-                    (3, ActivationBits::Sixteen) => self.group::<D, BITS, PARTS, 3, 2>(group),
-                    (_, ActivationBits::Sixteen) => self.group::<D, BITS, PARTS, 4, 2>(group),
-                }
+    unsafe fn few<D: Dot, const BITS: usize, const PARTS: usize>(&self) {
+        // SAFETY: by contract.
+        unsafe {
+            match (self.slab.all_tokens, self.activations.bits()) {
+                (1, ActivationBits::Eight) => self.packed::<D, BITS, PARTS, 1, 1>(),
+                (2, ActivationBits::Eight) => self.packed::<D, BITS, PARTS, 2, 1>(),
+                (3, ActivationBits::Eight) => self.packed::<D, BITS, PARTS, 3, 1>(),
+                (_, ActivationBits::Eight) => self.packed::<D, BITS, PARTS, 4, 1>(),
+                (1, ActivationBits::Sixteen) => self.packed::<D, BITS, PARTS, 1, 2>(),
+                (2, ActivationBits::Sixteen) => self.packed::<D, BITS, PARTS, 2, 2>(),
+                (3, ActivationBits::Sixteen) => self.packed::<D, BITS, PARTS, 3, 2>(),
+                (_, ActivationBits::Sixteen) => self.packed::<D, BITS, PARTS, 4, 2>(),
             }
         }
     }
 
+    /// Products of weights as they come from memory with `T` tokens, which lie side by side.
+    ///
     /// # Safety
-    /// As for [`Few::groups`]; there are `T` tokens, which lie side by side.
+    /// As for [`Work::few`].
     #[inline(always)]
-    unsafe fn group<
+    unsafe fn packed<
         D: Dot,
         const BITS: usize,
         const PARTS: usize,
@@ -404,101 +452,85 @@ impl Few<'_> {
         const TERMS: usize,
     >(
         &self,
-        group: usize,
     ) {
-        let (slab, format) = (self.slab, self.slab.format);
-        let (blocks, size) = (slab.cols / BLOCK, integer_bytes(format));
-        let (minima, centre) = (packed::has_minima(format), i32::from(centre_left(format)));
-        let bytes = slab.group(group).as_ptr();
-        // SAFETY: by contract; blocks are within the group and the activations.
-        unsafe {
-            let mut sums = [[vdupq_n_f32(0.0); QUARTERS]; T];
-            for b in 0..blocks {
-                let numbers = numbers(format, bytes.add(blocks * size), b);
-                let numbers = numbers.each_ref().map(|part| part.each_ref());
-                let block = Block { w: bytes.add(b * size), numbers, minima, centre };
-                let x = signed::<T, TERMS, false>(self.activations.terms(0, b).as_ptr());
-                let scaled = self.activations.scaled(0, b).as_ptr();
-                add::<D, BITS, PARTS, T, TERMS>(&block, &x, scaled, &mut sums);
-            }
-            for (t, sums) in sums.iter().enumerate() {
-                store(slab, t, group, sums);
-            }
-        }
-    }
-}
-
-/// Unpacks groups.
-///
-/// # Safety
-/// The machine has this tier; the groups are the slab's, and the panel is sized for them.
-#[inline(always)]
-unsafe fn unpack<const BITS: usize>(slab: &Slab<'_>, groups: &Range<usize>, panel: &mut Panel) {
-    let size = integer_bytes(slab.format);
-    for (place, group) in groups.clone().enumerate() {
-        let bytes = slab.group(group).as_ptr();
-        for b in 0..panel.blocks {
-            let at = panel.steps(place, b);
-            // SAFETY: by contract.
+        let (size, centre) = (integer_bytes(self.slab.format), centre_left(self.slab.format));
+        for (place, group) in self.groups.clone().enumerate() {
+            let bytes = self.slab.group(group).as_ptr();
+            // SAFETY: by contract; blocks are within the group and the activations.
             unsafe {
-                let centre = vdupq_n_s8(centre_left(slab.format));
-                for (step, Step(w)) in panel.w[at..].iter_mut().enumerate().take(BLOCK / 4) {
-                    let to = w.as_mut_ptr().cast::<i8>();
-                    for quarter in 0..QUARTERS {
-                        let w = weights::<BITS>(bytes.add(b * size), step, quarter);
-                        vst1q_s8(to.add(16 * quarter), vsubq_s8(w, centre));
-                    }
+                let mut sums = [[vdupq_n_f32(0.0); QUARTERS]; T];
+                for b in 0..self.panel.blocks {
+                    let block = self.block(place, b, bytes.add(b * size), centre);
+                    let x = signed::<T, TERMS, false>(self.activations.terms(0, b).as_ptr());
+                    let scaled = self.activations.scaled(0, b).as_ptr();
+                    add::<D, BITS, PARTS, T, TERMS>(&block, &x, scaled, &mut sums);
                 }
-                let numbers = numbers(slab.format, bytes.add(panel.blocks * size), b);
-                for (part, [d, m]) in numbers[..panel.parts].iter().enumerate() {
-                    let at = panel.part(place, b, part);
-                    (panel.d[at], panel.m[at]) = (*d, *m);
+                for (t, sums) in sums.iter().enumerate() {
+                    store(self.slab, t, group, sums);
                 }
             }
         }
     }
-}
 
-/// Products of a panel with many tokens.
-struct Many<'a> {
-    slab: &'a Slab<'a>,
-    activations: &'a Activations<'a>,
-    panel: &'a Panel,
-    /// Those that the panel has; it may have room for more.
-    groups: Range<usize>,
-}
-
-impl Many<'_> {
-    /// All of them, `T` at a time: beyond the last are others that are not looked at.
+    /// Products of the panel's weights with all tokens, `T` at a time: beyond the last are others
+    /// that are not looked at.
     ///
     /// # Safety
-    /// The machine has this tier; groups and tokens are in bounds.
+    /// The machine has this tier; groups and tokens are in bounds, and the panel has the groups.
     #[inline(always)]
-    unsafe fn tokens<D: Dot, const PARTS: usize, const T: usize, const TERMS: usize>(&self) {
-        let (slab, panel) = (self.slab, self.panel);
-        let minima = packed::has_minima(slab.format);
-        for token in slab.tokens.clone().step_by(T) {
-            // SAFETY: by contract; the panel has the blocks, and the tokens lie side by side.
+    unsafe fn many<D: Dot, const PARTS: usize, const T: usize, const TERMS: usize>(&self) {
+        for token in self.slab.tokens.clone().step_by(T) {
+            // SAFETY: by contract; the tokens lie side by side.
             unsafe {
                 let mut sums = [[[vdupq_n_f32(0.0); QUARTERS]; T]; GROUPS];
-                for b in 0..panel.blocks {
+                for b in 0..self.panel.blocks {
                     let x = signed::<T, TERMS, true>(self.activations.terms(token, b).as_ptr());
                     let scaled = self.activations.scaled(token, b).as_ptr();
                     for (place, sums) in sums[..self.groups.len()].iter_mut().enumerate() {
-                        let numbers = from_fn(|part| {
-                            let at = panel.part(place, b, part % PARTS);
-                            [&panel.d[at], &panel.m[at]]
-                        });
-                        let w = panel.w[panel.steps(place, b)..].as_ptr().cast();
-                        let block = Block { w, numbers, minima, centre: 0 };
+                        let w = self.panel.w[self.panel.steps(place, b)..].as_ptr().cast();
+                        let block = self.block(place, b, w, 0);
                         add::<D, UNPACKED, PARTS, T, TERMS>(&block, &x, scaled, sums);
                     }
                 }
                 for (group, sums) in self.groups.clone().zip(&sums) {
-                    for (token, sums) in (token..slab.tokens.end).zip(sums) {
-                        store(slab, token, group, sums);
+                    for (token, sums) in (token..self.slab.tokens.end).zip(sums) {
+                        store(self.slab, token, group, sums);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Unpacks a group's integers into place `place` of the panel.
+fn unpack(format: Format, group: &[u8], place: usize, panel: &mut Panel) {
+    let size = integer_bytes(format);
+    for (b, bytes) in group.chunks_exact(size).enumerate().take(panel.blocks) {
+        let at = panel.steps(place, b);
+        let steps = panel.w[at..].first_chunk_mut().expect("the panel has all blocks");
+        // SAFETY: these are a block's bytes.
+        unsafe {
+            match bits(format) {
+                4 => unpack_block::<4>(format, bytes.as_ptr(), steps),
+                5 => unpack_block::<5>(format, bytes.as_ptr(), steps),
+                6 => unpack_block::<6>(format, bytes.as_ptr(), steps),
+                _ => unpack_block::<8>(format, bytes.as_ptr(), steps),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// A block of such weights is at `at`.
+#[inline(always)]
+unsafe fn unpack_block<const BITS: usize>(format: Format, at: *const u8, to: &mut [Step; STEPS]) {
+    for (step, Step(to)) in to.iter_mut().enumerate() {
+        let to = to.as_flattened_mut().as_chunks_mut::<16>().0;
+        for (quarter, to) in to.iter_mut().enumerate() {
+            // SAFETY: by contract; sixteen bytes each.
+            unsafe {
+                let w = weights::<BITS>(at, step, quarter);
+                vst1q_s8(to.as_mut_ptr(), vsubq_s8(w, vdupq_n_s8(centre_left(format))));
             }
         }
     }
