@@ -223,3 +223,19 @@ impl Isa {
         tier::run(self.within_machine(), kernel);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tier_that_the_machine_lacks_becomes_one_that_it_has() {
+        use Isa::{Amx, Avx2, Avx512, Neon, NeonDot, Reference};
+        for isa in [Reference, Neon, NeonDot, Avx2, Avx512, Amx] {
+            let found = isa.within_machine();
+            assert!(Isa::available().contains(&found) && found <= isa, "{isa:?} is {found:?}");
+            assert_eq!(found == isa, Isa::available().contains(&isa), "{isa:?} is {found:?}");
+        }
+        assert_eq!(Amx.within_machine(), Isa::detect());
+    }
+}

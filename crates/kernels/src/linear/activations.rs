@@ -1,10 +1,10 @@
 //! Activations as integers, in blocks of 32 columns with a scale: 16 bits each, in two 8-bit terms,
 //! or 8 bits each.
 //!
-//! Instructions multiply unsigned bytes by signed ones. For a few tokens weights are the unsigned
-//! ones, as they come from memory. For many, weights are unpacked once, to what they are, and
-//! activations are moved up until no number is negative; what that adds too much, products begin
-//! with.
+//! Instructions of x86-64 multiply unsigned bytes by signed ones. For a few tokens weights are the
+//! unsigned ones, as they come from memory. For many, weights are unpacked once, to what they are,
+//! and activations are moved up until no number is negative; what that adds too much, products
+//! begin with. NEON takes signs on both sides, and turns activations as it reads them.
 
 use std::ops::Range;
 
@@ -226,6 +226,7 @@ impl Activations<'_> {
     }
 
     /// Tokens side by side.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn width(&self) -> usize {
         self.places.width
     }

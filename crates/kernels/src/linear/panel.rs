@@ -1,6 +1,5 @@
 //! Groups of rows unpacked: 8-bit integers and f32 scales, for as long as many tokens use them.
 
-use super::avx2;
 use super::packed::{BLOCK, Block, GROUP, STEPS};
 use crate::Format;
 
@@ -37,7 +36,8 @@ pub(crate) struct Panel {
     pub(super) d: Vec<Row>,
     pub(super) m: Vec<Row>,
     /// What AVX2 takes in place of steps.
-    pub(super) words: avx2::Memory,
+    #[cfg(target_arch = "x86_64")]
+    pub(super) words: super::avx2::Memory,
 }
 
 /// Parts of a block with scales of their own.

@@ -5,9 +5,6 @@ use super::panel::Panel;
 use super::{Slab, reference};
 use crate::Isa;
 
-/// A worker's memory: none is needed.
-pub(super) type Memory = ();
-
 /// Computes a slab.
 pub(super) fn run(slab: &Slab<'_>, activations: &Activations<'_>, panel: &mut Panel) {
     Isa::Reference.run(reference::Quantised { slab, activations, panel });
