@@ -7,6 +7,7 @@ mod checks;
 mod ends;
 mod licences;
 mod models;
+mod neon;
 mod readme;
 mod server;
 mod workshop;
@@ -55,6 +56,7 @@ const STAGES: &[Stage] = &[
     Stage::new("build", "the binary, and all tests", models::build).slow(&[]),
     Stage::new("pull", "the models that tests use", models::pull).slow(&["build"]),
     Stage::new("test", "all tests, those of the documentation too", models::test),
+    Stage::new("neon", "the kernels' tests on arm64, in an emulator", neon::test).slow(&[]),
     Stage::new("openai", "the openai package, unmodified", ends::openai).slow(&["build", "pull"]),
     Stage::new("page", "the chat page in Chromium", ends::page).slow(&["build", "pull"]),
     Stage::new("readme", "the README's commands as printed", ends::readme).slow(&["build", "pull"]),
