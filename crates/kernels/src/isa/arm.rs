@@ -4,7 +4,7 @@ use std::arch::aarch64::*;
 use std::arch::is_aarch64_feature_detected;
 
 use super::{Isa, Kernel, Portable, Tier};
-use crate::lanes::LANES;
+use crate::lanes::{self, LANES};
 
 pub(super) const TIERS: &[Isa] = &[Isa::Reference, Isa::Neon, Isa::NeonDot];
 
@@ -103,4 +103,60 @@ impl Tier for Neon {
             _ => vmovl_high_s16(halves[i / 2]),
         }))
     }
+    #[inline(always)]
+    fn store_halves(self, x: Self::F, to: &mut [u16; LANES]) {
+        let to = to.as_mut_ptr();
+        each!(i => vst1_u16(to.add(4 * i), vreinterpret_u16_f16(vcvt_f16_f32(x[i]))));
+    }
+    #[inline(always)]
+    fn largest(self, x: Self::F) -> f32 {
+        // SAFETY: as in `each`; order and operands are those of the definition.
+        unsafe {
+            let larger = |a, b| vbslq_f32(vcgtq_f32(b, a), b, a);
+            let four = larger(larger(x[0], x[2]), larger(x[1], x[3]));
+            let two = larger(four, vextq_f32::<2>(four, four));
+            lanes::larger(vgetq_lane_f32::<0>(two), vgetq_lane_f32::<1>(two))
+        }
+    }
+    #[inline(always)]
+    fn largest_magnitude(self, a: &[f32; LANES], b: &[f32; LANES]) -> f32 {
+        let [a, b] = [a, b].map(|x| self.load(x));
+        let most = each!(i => {
+            let bits = |x| vreinterpretq_u32_f32(vabsq_f32(x));
+            vmaxq_u32(bits(a[i]), bits(b[i]))
+        });
+        // SAFETY: as in `each`.
+        let most = unsafe {
+            vmaxvq_u32(vmaxq_u32(vmaxq_u32(most[0], most[1]), vmaxq_u32(most[2], most[3])))
+        };
+        f32::from_bits(most)
+    }
+    #[inline(always)]
+    fn sum(self, x: Self::F) -> f32 {
+        // SAFETY: as in `each`; the order is that of the definition.
+        unsafe {
+            let four = vaddq_f32(vaddq_f32(x[0], x[2]), vaddq_f32(x[1], x[3]));
+            vpadds_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)))
+        }
+    }
+    #[inline(always)]
+    fn lowest_bytes(self, x: Self::F, to: &mut [u8; LANES]) {
+        let [low, high] = low_pairs(x);
+        // SAFETY: as in `each`.
+        unsafe { vst1q_u8(to.as_mut_ptr(), vuzp1q_u8(low, high)) };
+    }
+    #[inline(always)]
+    fn second_bytes(self, x: Self::F, to: &mut [u8; LANES]) {
+        let [low, high] = low_pairs(x);
+        // SAFETY: as in `each`.
+        unsafe { vst1q_u8(to.as_mut_ptr(), vuzp2q_u8(low, high)) };
+    }
+}
+
+/// The lower two bytes of each lane.
+#[inline(always)]
+fn low_pairs(x: [float32x4_t; 4]) -> [uint8x16_t; 2] {
+    let x = each!(i => vreinterpretq_u16_f32(x[i]));
+    // SAFETY: as in `each`.
+    unsafe { [[x[0], x[1]], [x[2], x[3]]].map(|[a, b]| vreinterpretq_u8_u16(vuzp1q_u16(a, b))) }
 }

@@ -146,7 +146,8 @@ impl Dense<'_> {
         while token < tokens.end {
             let side = self.x.width - token % self.x.width;
             token += match side.min(tokens.end - token) {
-                8.. => self.products::<T, N, G, 8>(t, group, token),
+                // The sums of eight would fill all registers there are where there are eight.
+                8.. if T::REGISTERS > 8 => self.products::<T, N, G, 8>(t, group, token),
                 4.. => self.products::<T, N, G, 4>(t, group, token),
                 2.. => self.products::<T, N, G, 2>(t, group, token),
                 _ => self.products::<T, N, G, 1>(t, group, token),
