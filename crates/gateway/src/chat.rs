@@ -20,7 +20,7 @@ use crate::logprobs::{ChatLogprobs, PromptLogprobs, prompt_logprobs};
 use crate::messages::Conversation;
 use crate::options::{Options, StreamOptions, alternatives};
 use crate::server::Caller;
-use crate::sse::{self, Chunks, Frames};
+use crate::sse::{Chunks, Frames, MaybeWay, Stream};
 use crate::wire::{Answer, Chunk, Ending, Head};
 
 /// OpenAI's and vLLM's fields of this endpoint that are not implemented, with the values that ask
@@ -93,6 +93,7 @@ impl ChatRequest {
 pub(crate) async fn create(
     State(shared): State<Arc<Shared>>,
     Caller(tenant): Caller,
+    way: MaybeWay,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -123,13 +124,14 @@ pub(crate) async fn create(
         },
     };
     let tokenizer = model.served.tokenizer.clone();
-    let generation = Generation::start(&shared, model, job)?;
+    let body = options.stream.map(|_| Stream::new(way));
+    let generation = Generation::start(&shared, model, job, body.as_ref())?;
     let number = generation.number();
-    if let Some(stream) = options.stream {
+    if let (Some(stream), Some(body)) = (options.stream, body) {
         let head = Head::new("chatcmpl", "chat.completion.chunk", number, name);
         let begun = vec![false; options.n as usize];
         let chunks = ChatChunks { tokenizer, stream, logprobs: logprobs.is_some(), begun };
-        return Ok(sse::respond(generation, chunks, &head, shared.config.keepalive));
+        return Ok(body.respond(generation, chunks, &head, shared.config.keepalive));
     }
     let head = Head::new("chatcmpl", "chat.completion", number, name);
     collect(generation, head, &tokenizer, logprobs.is_some(), options.n as usize).await

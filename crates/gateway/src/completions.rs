@@ -22,7 +22,7 @@ use crate::logprobs::{PromptLogprobs, TextLogprobs, prompt_logprobs};
 use crate::messages::aside;
 use crate::options::{Options, StreamOptions, alternatives};
 use crate::server::Caller;
-use crate::sse::{self, Chunks, Frames};
+use crate::sse::{Chunks, Frames, MaybeWay, Stream};
 use crate::wire::{Answer, Chunk, Ending, Head};
 
 /// Output tokens when the request does not say (OpenAI API reference, "Create completion").
@@ -168,6 +168,7 @@ async fn ready(
 pub(crate) async fn create(
     State(shared): State<Arc<Shared>>,
     Caller(tenant): Caller,
+    way: MaybeWay,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -203,11 +204,12 @@ pub(crate) async fn create(
     let n = options.n as usize;
     let mut columns = Columns::new(model.served.tokenizer.clone(), prompts, n);
     (columns.echo, columns.logprobs, columns.raw) = (echo, logprobs, wanted);
-    let generation = Generation::start(&shared, model, job)?;
+    let body = options.stream.map(|_| Stream::new(way));
+    let generation = Generation::start(&shared, model, job, body.as_ref())?;
     let head = Head::new("cmpl", "text_completion", generation.number(), name);
-    if let Some(stream) = options.stream {
+    if let (Some(stream), Some(body)) = (options.stream, body) {
         let chunks = TextChunks { columns, stream };
-        return Ok(sse::respond(generation, chunks, &head, shared.config.keepalive));
+        return Ok(body.respond(generation, chunks, &head, shared.config.keepalive));
     }
     collect(generation, head, columns).await
 }

@@ -22,6 +22,9 @@ pub struct Config {
     pub keepalive: Duration,
     /// Write a line to the log (`tracing`, level info) for each request when it is over.
     pub access_log: bool,
+    /// What each thread that writes tokens does first: the place to ask the system to run it soon,
+    /// beside threads that compute.
+    pub writer_begins: fn(),
 }
 
 /// Bounds, each with what happens at it.
@@ -57,6 +60,7 @@ impl Default for Config {
             stall_after: Duration::from_secs(60),
             keepalive: Duration::from_secs(15),
             access_log: true,
+            writer_begins: || {},
         }
     }
 }

@@ -2,6 +2,7 @@
 //! through one channel. Dropping it cancels whatever still runs, so that a client who hangs up
 //! frees its blocks at once, however it hung up.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,6 +10,7 @@ use pomona_types::{
     Finish, FinishReason, Micros, QosClass, Request, RequestId, Sampling, TenantId, TokenId,
     TokenLogprobs, TokenOutput, TokenSink,
 };
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
@@ -16,6 +18,7 @@ use crate::choice::{Choice, Delta, End, TextRules};
 use crate::error::ApiError;
 use crate::gateway::{Model, Phase, Shared};
 use crate::metrics::Meter;
+use crate::sse::Stream;
 
 /// What to generate.
 pub(crate) struct Job {
@@ -76,14 +79,16 @@ pub(crate) struct Counts {
 }
 
 impl Generation {
-    /// Submits everything, or nothing.
+    /// Submits everything, or nothing. If a stream shows it, that is told of whatever comes.
     pub(crate) fn start(
         shared: &Shared,
         model: Arc<Model>,
         job: Job,
+        stream: Option<&Arc<Stream>>,
     ) -> Result<Generation, ApiError> {
         let permit = shared.admit()?;
         let (sender, answers) = unbounded_channel();
+        let listener = Listener { answers: sender, stream: stream.cloned() };
         let n = job.n as usize;
         let mut generation = Generation {
             running: Vec::with_capacity(job.prompts.len() * n),
@@ -108,7 +113,7 @@ impl Generation {
                     prompt: prompt.clone(),
                     sampling,
                 };
-                generation.submit(request, &job.rules, &sender)?;
+                generation.submit(request, &job.rules, &listener)?;
             }
         }
         Ok(generation)
@@ -118,7 +123,7 @@ impl Generation {
         &mut self,
         request: Request,
         rules: &TextRules,
-        sender: &UnboundedSender<(usize, Answer)>,
+        listener: &Listener,
     ) -> Result<(), ApiError> {
         let served = &self.model.served;
         let info = served.replica.info();
@@ -128,7 +133,7 @@ impl Generation {
         let prompt_tokens = u32::try_from(request.prompt.len()).unwrap_or(u32::MAX);
         let sink = Sink {
             index: self.running.len(),
-            sender: sender.clone(),
+            listener: listener.clone(),
             meter: Meter::start(self.model.clone(), prompt_tokens, stopped.clone()),
             finished: false,
         };
@@ -146,28 +151,54 @@ impl Generation {
 
     /// The next event; `None` when every choice has ended. Waiting may be given up at any time.
     pub(crate) async fn next(&mut self) -> Option<Result<Event, ApiError>> {
-        if self.open == 0 {
+        if self.is_over() {
             return None;
         }
         let answer = tokio::select! {
             biased;
             answer = self.answers.recv() => answer,
             _ = self.phase.wait_for(|phase| *phase == Phase::Closing) => {
-                let message = "the server is shutting down and cancelled the request";
-                return Some(Err(ApiError::Unavailable(message.to_owned())));
+                return Some(Err(Generation::cancelled()));
             }
         };
-        match answer {
-            Some((index, answer)) => Some(self.take(index, answer)),
-            // Sinks say goodbye even when dropped, so this cannot happen while choices are open.
-            None => Some(Err(ApiError::Internal("the engine lost the request".to_owned()))),
-        }
+        Some(match answer {
+            Some((index, answer)) => self.take(index, answer),
+            None => Err(Generation::lost()),
+        })
     }
 
     /// An event that has come already.
     pub(crate) fn ready(&mut self) -> Option<Result<Event, ApiError>> {
-        let (index, answer) = self.answers.try_recv().ok()?;
-        Some(self.take(index, answer))
+        match self.answers.try_recv() {
+            Ok((index, answer)) => Some(self.take(index, answer)),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(Err(Generation::lost())),
+        }
+    }
+
+    /// Whether every choice has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.open == 0
+    }
+
+    /// Ready when the server cancels what runs.
+    pub(crate) fn closing(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut phase = self.phase.clone();
+        async move {
+            // The sender lives as long as the server.
+            let _ = phase.wait_for(|phase| *phase == Phase::Closing).await;
+        }
+    }
+
+    /// What a client hears then.
+    pub(crate) fn cancelled() -> ApiError {
+        let message = "the server is shutting down and cancelled the request";
+        ApiError::Unavailable(message.to_owned())
+    }
+
+    /// Sinks say goodbye even when dropped, so this cannot happen while choices are open.
+    fn lost() -> ApiError {
+        ApiError::Internal("the engine lost the request".to_owned())
     }
 
     /// Tokens so far. A prompt counts once, however many choices continue it.
@@ -210,11 +241,18 @@ impl Drop for Generation {
     }
 }
 
+/// Whom a request's sinks tell.
+#[derive(Clone)]
+struct Listener {
+    answers: UnboundedSender<(usize, Answer)>,
+    stream: Option<Arc<Stream>>,
+}
+
 /// The replica's end of the channel. Sending never waits; when nobody listens any more, it does
 /// nothing.
 struct Sink {
     index: usize,
-    sender: UnboundedSender<(usize, Answer)>,
+    listener: Listener,
     meter: Meter,
     finished: bool,
 }
@@ -222,7 +260,10 @@ struct Sink {
 impl Sink {
     fn send(&self, answer: Answer) {
         // A client who hung up is no error; the generation's drop has cancelled the request.
-        let _ = self.sender.send((self.index, answer));
+        let _ = self.listener.answers.send((self.index, answer));
+        if let Some(stream) = &self.listener.stream {
+            stream.told();
+        }
     }
 }
 

@@ -26,6 +26,7 @@ mod choice;
 mod completions;
 mod config;
 mod connection;
+mod door;
 mod error;
 mod fields;
 mod gateway;
@@ -43,6 +44,7 @@ mod server;
 mod sse;
 mod tokenize;
 mod wire;
+mod writers;
 
 pub use config::{Config, Limits, SamplingDefaults};
 pub use gateway::ServedModel;

@@ -15,8 +15,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::Service;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use pomona_types::TenantId;
@@ -26,8 +27,11 @@ use tokio::task::JoinSet;
 
 use crate::config::{Config, Limits};
 use crate::connection::ImpatientWriter;
+use crate::door::Guarded;
 use crate::error::ApiError;
 use crate::gateway::{Phase, ServedModel, Shared};
+use crate::sse::Way;
+use crate::writers::{Queue, Writers};
 use crate::{access, chat, completions, models, origins, page, probes, tokenize};
 
 /// How long connections may take for their last bytes once no request runs any more.
@@ -152,6 +156,7 @@ pub async fn serve(
         limits,
         phase: shared.phase.subscribe(),
         tasks: JoinSet::new(),
+        writers: Writers::start(shared.config.writer_begins)?,
     };
     tokio::select! {
         result = connections.accept() => return result,
@@ -179,6 +184,7 @@ struct Connections {
     room: Arc<Semaphore>,
     phase: watch::Receiver<Phase>,
     tasks: JoinSet<()>,
+    writers: Writers,
 }
 
 impl Connections {
@@ -198,7 +204,9 @@ impl Connections {
                 }
                 Err(error) => return Err(error),
             };
-            let answer = answer(socket, self.router.clone(), &self.limits, self.phase.clone());
+            let queue = self.writers.queue();
+            let answer =
+                answer(socket, self.router.clone(), queue, &self.limits, self.phase.clone());
             self.tasks.spawn(async move {
                 answer.await;
                 drop(room);
@@ -233,6 +241,7 @@ fn is_passing(error: &io::Error) -> bool {
 fn answer(
     socket: TcpStream,
     router: Router,
+    queue: Arc<Queue>,
     limits: &Limits,
     mut phase: watch::Receiver<Phase>,
 ) -> impl Future<Output = ()> + Send + 'static {
@@ -242,11 +251,18 @@ fn answer(
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%error, "small packets may be late");
         }
+        let socket = Guarded::new(socket);
+        let way = Way { door: socket.door(), queue };
+        let router = TowerToHyperService::new(router);
+        let routed = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(way.clone());
+            router.call(request)
+        });
         let io = TokioIo::new(ImpatientWriter::new(socket, write_timeout));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(header_timeout)
-            .serve_connection(io, TowerToHyperService::new(router));
+            .serve_connection(io, routed);
         let mut connection = std::pin::pin!(connection);
         let called = async {
             // The sender lives as long as the server.

@@ -39,7 +39,8 @@ impl LocalServer {
         let key = random_key();
         let api_keys = vec![key.clone()];
         // Its only client is this process; lines would stand in the middle of answers.
-        let config = Config { api_keys, access_log: false, ..Config::default() };
+        let writer_begins = pomona_device::ask_for_short_turns;
+        let config = Config { api_keys, access_log: false, writer_begins, ..Config::default() };
         let served = loaded.served(vec![model.to_owned()]);
         let (stop, stopped) = oneshot::channel();
         let task = runtime.spawn(serve(listener, served, config, async move {

@@ -132,6 +132,8 @@ pub fn read_streams(
     tokens: usize,
     clock: Clock,
 ) -> Vec<Vec<u64>> {
+    // It stands for machines of their own, and shall not wait until the server is done.
+    pomona_device::ask_for_short_turns();
     let epoll = epoll::create(epoll::CreateFlags::empty()).unwrap();
     let mut readers: Vec<Reader> = (0..streams)
         .map(|seed| {

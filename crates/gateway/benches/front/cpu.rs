@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-/// Of all living threads of this process that have this name.
-pub fn of_threads(name: &str) -> f64 {
+/// Of all living threads of this process that have one of these names.
+pub fn of_threads(names: &[&str]) -> f64 {
     let Ok(tasks) = fs::read_dir("/proc/self/task") else { return 0.0 };
-    let named = |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|n| n.trim() == name);
+    let named = |path: &Path| {
+        fs::read_to_string(path.join("comm")).is_ok_and(|n| names.contains(&n.trim()))
+    };
     tasks.flatten().map(|task| task.path()).filter(|path| named(path)).map(|path| at(&path)).sum()
 }
 

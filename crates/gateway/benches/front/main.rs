@@ -1,16 +1,18 @@
 //! The front end without a model behind it: what an answer costs, and how much later than the
 //! engine's word a client reads it.
 //!
-//!     cargo bench -p pomona-gateway [-- requests|streams]
+//!     cargo bench -p pomona-gateway \
+//!         [-- requests|streams|together|apart [gateway|tasks|writes] [busy]]
 //!
 //! The real gateway serves on loopback, with a byte-level BPE tokenizer and the chat template of
 //! Qwen 3 (both from the golden files of `pomona-text`), its log off. The client runs in this
 //! process and takes its share of the same cores, which is printed beside the server's. Figures are
 //! medians of several rounds with the smallest and the largest; CPU time is what Linux counts for
-//! the threads. Fails where a promise of `docs/promises.md` does not hold; what is added to a
-//! token's time is measured and not promised. It is shown beside what two bare servers add in the
-//! same minute: one with a task for each connection, as the gateway has, and one that writes from
-//! the replica's thread. What all have in common is the machine's and its neighbours'.
+//! the threads. With `busy`, as many threads as there are cores compute meanwhile. Fails where a
+//! promise of `docs/promises.md` does not hold; what is added to a token's time is measured and not
+//! promised. It is shown beside what two bare servers add in the same minute: one with a task for
+//! each connection, and one that writes from the replica's thread. What all have in common is the
+//! machine's and its neighbours'.
 #![allow(clippy::unwrap_used)]
 
 mod client;
@@ -41,8 +43,9 @@ const ANSWER_TOKENS: usize = 16;
 const STREAMS: usize = 256;
 const STREAM_TOKENS: usize = 50;
 const INTERVAL: Duration = Duration::from_millis(50);
-/// What the server's threads are called.
+/// What the server's threads are called: ours, and those of the gateway that write.
 const SERVER: &str = "server";
+const WRITER: &str = "pomona-writer";
 
 /// What is promised of whole answers.
 const REQUESTS_PER_S_MIN: f64 = 10_000.0;
@@ -51,10 +54,22 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|w| !w.starts_with('-')).collect();
     let wanted = |what: &str| words.is_empty() || words.iter().any(|word| word == what);
     let cores = std::thread::available_parallelism().unwrap().get();
+    if words.iter().any(|word| word == "busy") {
+        // As a model's threads would; to the end of the process.
+        (0..cores).for_each(|_| {
+            drop(std::thread::spawn(|| {
+                loop {
+                    std::hint::spin_loop()
+                }
+            }))
+        });
+    }
     println!("{cores} cores, shared by server, client and replica");
     let kept = !wanted("requests") || requests();
-    if wanted("streams") {
-        streams();
+    for pace in [Pace::Together, Pace::Apart] {
+        if wanted("streams") || wanted(pace.word()) {
+            streams(pace, &words);
+        }
     }
     if kept {
         return ExitCode::SUCCESS;
@@ -77,10 +92,10 @@ fn requests() -> bool {
     for load in Load::ALL {
         let mut rounds: Vec<(f64, f64, f64)> = (0..ROUNDS)
             .map(|_| {
-                let before = (cpu::of_threads(SERVER), cpu::own());
+                let before = (cpu::of_threads(&[SERVER, WRITER]), cpu::own());
                 let (count, seconds) = client::saturate(server.address, load, CONNECTIONS, ROUND);
                 let us = |seconds: f64| seconds * 1e6 / count as f64;
-                let (server, client) = (cpu::of_threads(SERVER), cpu::own());
+                let (server, client) = (cpu::of_threads(&[SERVER, WRITER]), cpu::own());
                 (count as f64 / seconds, us(server - before.0), us(client - before.1))
             })
             .collect();
@@ -97,40 +112,43 @@ fn requests() -> bool {
 }
 
 /// Streams that get their tokens at a pace.
-fn streams() {
-    println!("\n{STREAMS} streams of chats, a token each every {} ms", INTERVAL.as_millis());
+fn streams(pace: Pace, words: &[String]) {
     println!(
-        "tokens come    from        added ms: p50 (min to max)   p99 (min to max)   \
-         CPU us/token: server, client"
+        "\n{STREAMS} streams of chats, a token each every {} ms, {}",
+        INTERVAL.as_millis(),
+        pace.name()
     );
-    let fronts = [Front::Gateway, Front::Bare(Way::Tasks), Front::Bare(Way::Direct)];
-    for pace in [Pace::Together, Pace::Apart] {
-        let mut found = fronts.map(|_| Vec::with_capacity(ROUNDS));
-        for _ in 0..ROUNDS {
-            for (front, rounds) in fronts.iter().zip(&mut found) {
-                rounds.push(paced_round(*front, pace));
-            }
+    println!(
+        "from        added ms: p50 (min to max)   p99 (min to max)   CPU us/token: server, client"
+    );
+    let mut fronts = vec![Front::Gateway, Front::Bare(Way::Tasks), Front::Bare(Way::Direct)];
+    if fronts.iter().any(|front| words.iter().any(|word| word == front.name())) {
+        fronts.retain(|front| words.iter().any(|word| word == front.name()));
+    }
+    let mut found = vec![Vec::with_capacity(ROUNDS); fronts.len()];
+    for _ in 0..ROUNDS {
+        for (front, rounds) in fronts.iter().zip(&mut found) {
+            rounds.push(paced_round(*front, pace));
         }
-        for (front, mut rounds) in fronts.into_iter().zip(found) {
-            let mut column = |at: usize| {
-                rounds.sort_by(|a: &[f64; 4], b| a[at].total_cmp(&b[at]));
-                (rounds[ROUNDS / 2][at], rounds[0][at], rounds[ROUNDS - 1][at])
-            };
-            let [p50, p99, server, client] = [0, 1, 2, 3].map(&mut column);
-            println!(
-                "{:<14} {:<8} {:>8.3} ({:.3} to {:.3}) {:>8.3} ({:.3} to {:.3}) {:>8.1} {:>8.1}",
-                pace.name(),
-                front.name(),
-                p50.0,
-                p50.1,
-                p50.2,
-                p99.0,
-                p99.1,
-                p99.2,
-                server.0,
-                client.0
-            );
-        }
+    }
+    for (front, mut rounds) in fronts.into_iter().zip(found) {
+        let mut column = |at: usize| {
+            rounds.sort_by(|a: &[f64; 4], b| a[at].total_cmp(&b[at]));
+            (rounds[ROUNDS / 2][at], rounds[0][at], rounds[ROUNDS - 1][at])
+        };
+        let [p50, p99, server, client] = [0, 1, 2, 3].map(&mut column);
+        println!(
+            "{:<8} {:>8.3} ({:.3} to {:.3}) {:>8.3} ({:.3} to {:.3}) {:>8.1} {:>8.1}",
+            front.name(),
+            p50.0,
+            p50.1,
+            p50.2,
+            p99.0,
+            p99.1,
+            p99.2,
+            server.0,
+            client.0
+        );
     }
 }
 
@@ -167,10 +185,10 @@ fn paced_round(front: Front, pace: Pace) -> [f64; 4] {
         })
     };
     replica.await_all();
-    let before = cpu::of_threads(SERVER);
+    let before = cpu::of_threads(&[SERVER, WRITER]);
     let told = replica.run(pace, INTERVAL);
     let (read, client) = reading.join().unwrap();
-    let server = cpu::of_threads(SERVER) - before;
+    let server = cpu::of_threads(&[SERVER, WRITER]) - before;
     let mut added: Vec<f64> = told
         .iter()
         .zip(&read)
@@ -197,7 +215,8 @@ impl Server {
             template: Some(model::template()),
             defaults: SamplingDefaults::default(),
         };
-        let config = Config { access_log: false, ..Config::default() };
+        let writer_begins = pomona_device::ask_for_short_turns;
+        let config = Config { access_log: false, writer_begins, ..Config::default() };
         let gateway = pomona_gateway::router(config, vec![served]);
         let runtime = Server::runtime();
         let (listener, address) = runtime.block_on(floor::listen());

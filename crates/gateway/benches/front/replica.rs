@@ -77,6 +77,14 @@ pub enum Pace {
 }
 
 impl Pace {
+    /// What it is asked for by.
+    pub fn word(self) -> &'static str {
+        match self {
+            Pace::Together => "together",
+            Pace::Apart => "apart",
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Pace::Together => "all at once",

@@ -10,3 +10,4 @@ mod fake;
 mod lifecycle;
 mod probes;
 mod refusals;
+mod streams;

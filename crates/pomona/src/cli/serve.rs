@@ -107,6 +107,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         allowed_origins: args.http.allowed_origins.clone(),
         drain_timeout: Duration::from_secs(args.http.drain_timeout),
         access_log: !args.http.disable_access_log,
+        writer_begins: pomona_device::ask_for_short_turns,
         ..Config::default()
     };
     let url = browsable(address);
