@@ -140,7 +140,7 @@ pub(crate) struct Stream {
     /// From [`Stream::respond`] until the body is gone.
     state: Mutex<Option<State>>,
     way: Option<Way>,
-    /// Whether it stands in the writers' queue.
+    /// Whether it stands in the writers' queue, or may not yet: the first piece is the task's.
     queued: AtomicBool,
     /// The connection's.
     task: AtomicWaker,
@@ -149,8 +149,6 @@ pub(crate) struct Stream {
 struct State {
     /// `None` after its end.
     generation: Option<Generation>,
-    /// Whether the connection's task has asked for the first piece.
-    begun: bool,
     chunks: Box<dyn Chunks>,
     frames: Frames,
     /// When something was said.
@@ -160,7 +158,7 @@ struct State {
 impl Stream {
     /// An answer to a request that came this way.
     pub(crate) fn new(MaybeWay(way): MaybeWay) -> Arc<Stream> {
-        let (state, queued) = (Mutex::new(None), AtomicBool::new(false));
+        let (state, queued) = (Mutex::new(None), AtomicBool::new(true));
         Arc::new(Stream { state, way, queued, task: AtomicWaker::new() })
     }
 
@@ -175,7 +173,6 @@ impl Stream {
         let closing = Box::pin(generation.closing());
         let state = State {
             generation: Some(generation),
-            begun: false,
             chunks: Box::new(chunks),
             frames: Frames::new(head),
             last: Instant::now(),
@@ -188,7 +185,7 @@ impl Stream {
             // Asks reverse proxies (nginx) not to collect the stream.
             (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
         ];
-        let body = Body::new(Pieces { stream: self, closing, keepalive, silence });
+        let body = Body::new(Pieces { stream: self, begun: false, closing, keepalive, silence });
         (headers, body).into_response()
     }
 
@@ -208,7 +205,7 @@ impl Stream {
         let Some(door) = self.door() else { return };
         // Poisoned: a writer woke the task already.
         let Ok(mut state) = self.state.lock() else { return };
-        let Some(state) = state.as_mut().filter(|state| state.begun) else { return };
+        let Some(state) = state.as_mut() else { return };
         if !door.is_open() || !state.write(&door) {
             self.task.wake();
         }
@@ -288,6 +285,8 @@ impl State {
 /// A streamed answer as the connection's task has it.
 struct Pieces {
     stream: Arc<Stream>,
+    /// Whether the first piece was asked for.
+    begun: bool,
     /// Ready when the server cancels what runs.
     closing: Pin<Box<dyn Future<Output = ()> + Send>>,
     keepalive: Duration,
@@ -312,9 +311,10 @@ impl HttpBody for Pieces {
             return Poll::Ready(Some(Err(ApiError::Internal(message.to_owned()))));
         };
         let Some(state) = state.as_mut() else { return Poll::Ready(None) };
-        if !std::mem::replace(&mut state.begun, true) {
-            // Hyper has the answer's head.
+        if !std::mem::replace(&mut this.begun, true) {
+            // Hyper has the answer's head, and this takes what has been told so far.
             this.stream.shut();
+            this.stream.queued.swap(false, Ordering::AcqRel);
         }
         loop {
             state.take();
