@@ -307,8 +307,8 @@ fn copies_of_experts_change_no_answer() {
         let flags = format!("{division} {copies} {loads}");
         let (mut server, url) = serve(model.path(), &flags);
         let answer = complete(&url, 60);
-        // Each token that was taken in has two experts; the last layer has but those that were asked
-        // for their logits.
+        // Each token that was taken in has two experts; the last layer has those alone whose logits
+        // were wanted.
         let taken = answer["usage"]["prompt_tokens"].as_f64().unwrap() + 59.0;
         let choices = answer["choices"].clone();
         assert_eq!(&choices, expected.get_or_insert(choices.clone()), "{division}");

@@ -13,7 +13,7 @@ use crate::Format;
 pub(super) const TILE: usize = 16;
 /// Up to so many tokens have a loop for just their number.
 pub(super) const COUNTED: usize = 4;
-/// Most tokens that meet weights as they come from memory: of arm64, what its loops were counted for.
+/// Most tokens that meet weights as they come from memory; on arm64, those that have such loops.
 pub(super) const FEW: usize = if cfg!(target_arch = "aarch64") { COUNTED } else { 8 };
 /// More than counted ones are taken so many at a time; what lies beyond the last one is not looked
 /// at.
