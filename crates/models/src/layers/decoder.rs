@@ -479,11 +479,9 @@ impl Decoder {
         // The normed copy has been used, so its memory takes the rows.
         let Scratch { x: h, h: x, .. } = s.rows(count);
         let q = s.output_q.rows(0, count);
-        if count > 0 {
-            ops.gather(&s.x.all, rows, &x.all)?;
-            ops.gather(&s.q, rows, &q)?;
-            self.own_columns(ops, &x)?;
-        }
+        ops.gather(&s.x.all, rows, &x.all)?;
+        ops.gather(&s.q, rows, &q)?;
+        self.own_columns(ops, &x)?;
         Ok(Scratch { x, h, q, ..s.rows(count) })
     }
 }
@@ -512,10 +510,11 @@ impl Model for Decoder {
         for (at, layer) in self.layers.iter().enumerate() {
             self.keys(ops, batch, kv, (at, &s))?;
             if at + 1 == self.layers.len() && self.leaves_rows(batch) {
-                (s, spans) = (self.wanted(ops, &batch.logit_rows, &s)?, &batch.logit_spans);
+                spans = &batch.logit_spans;
                 if spans.is_empty() {
                     break;
                 }
+                s = self.wanted(ops, &batch.logit_rows, &s)?;
             }
             self.attention(ops, (batch, spans), kv, (at, &s))?;
             self.feed_forward(ops, &s, layer)?;
@@ -524,15 +523,15 @@ impl Model for Decoder {
             return Ok(self.ranks.send_hidden(ops, &s.x.all)?);
         };
         let outputs = self.scratch.outputs.rows(0, batch.logit_rows.elements());
-        match outputs.elements() {
-            0 => {}
-            _ if self.leaves_rows(batch) => {
-                ops.rms_norm(&s.x.all, norm, self.blueprint.eps, Write::Set, &outputs)?;
-            }
-            _ => {
-                ops.gather(&s.x.all, &batch.logit_rows, &outputs)?;
-                ops.rms_norm(&outputs, norm, self.blueprint.eps, Write::Set, &outputs)?;
-            }
+        if outputs.elements() > 0 {
+            let x = match self.leaves_rows(batch) {
+                true => &s.x.all,
+                false => {
+                    ops.gather(&s.x.all, &batch.logit_rows, &outputs)?;
+                    &outputs
+                }
+            };
+            ops.rms_norm(x, norm, self.blueprint.eps, Write::Set, &outputs)?;
         }
         Ok(self.ranks.send_outputs(ops, &outputs)?)
     }
