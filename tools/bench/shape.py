@@ -1,6 +1,6 @@
 """Writes a checkpoint of a common shape with random weights, for measurements of speed.
 
-    python tools/bench/shape.py VOCABULARY.gguf FOLDER [--shape 1b|moe|moe-1b] [--skew 1.0]
+    python tools/bench/shape.py VOCABULARY.gguf FOLDER [--shape 1b|moe|moe-1b|moe-wide] [--skew 1.0]
         [--quantize LLAMA_BIN/llama-quantize]
 
 The shape 1b is Llama 3.2 1B's with SmolLM2's vocabulary of 49,152: 1.07 G weights, the output
@@ -11,7 +11,8 @@ from VOCABULARY.gguf, which has to have as many tokens. The same seed writes the
 
 The shape moe is a small Mixtral: 8 layers of width 1,024 with 16 experts of the same width, two for
 each token: 474 M weights, of which a token meets 122 M. The shape moe-1b has 18 of these layers:
-1,003 M weights, of which a token meets 211 M.
+1,003 M weights, of which a token meets 211 M. The shape moe-wide has 8 layers of twice the width
+with 8 experts: 990 M weights, of which a token meets 386 M.
 
 Routers of random weights choose all experts alike, on the whole. With --skew S, the first column
 of the embeddings is one number, which all tokens share, and routers weigh it: of two experts, the
@@ -61,6 +62,7 @@ SHAPES = {
     "1b": Shape("shape-1b", 2048, 16, 8192, 32, 8),
     "moe": Shape("shape-moe", 1024, 8, 1024, 16, 4, experts=16, experts_per_token=2),
     "moe-1b": Shape("shape-moe-1b", 1024, 18, 1024, 16, 4, experts=16, experts_per_token=2),
+    "moe-wide": Shape("shape-moe-wide", 2048, 8, 2048, 32, 8, experts=8, experts_per_token=2),
 }
 
 

@@ -97,6 +97,24 @@ impl CpuOps {
         self.pool.run(&|worker| each(split(rows, 1, threads, worker)));
     }
 
+    /// Adds up the rows of each token's `k` pairs, by their weights.
+    fn combine_rows(
+        &self,
+        rows: &[&[f32]],
+        (weights, k): (&[f32], usize),
+        write: Write,
+        (out, width): (&mut [f32], usize),
+    ) {
+        let out = RowsMut::new(out, width);
+        self.by_rows(out.rows, k * width, &|range| {
+            let pairs = range.start * k..range.end * k;
+            let (rows, weights) = (&rows[pairs.clone()], &weights[pairs]);
+            // SAFETY: workers have disjoint ranges.
+            let out = unsafe { out.rows(range) };
+            self.isa.run(Combine { rows, weights, k, width, write, out });
+        });
+    }
+
     /// Gates rows of so many elements; without `gate`, `out` holds it.
     fn glu_rows(
         &self,
@@ -684,14 +702,8 @@ impl Ops for CpuOps {
         let (x, weights, out) = unsafe {
             (access.read::<f32>(x)?, access.read::<f32>(weights)?, access.write::<f32>(out)?)
         };
-        let out = RowsMut::new(out, width);
-        self.by_rows(tokens, k * width, &|range| {
-            let x = &x[range.start * k * width..range.end * k * width];
-            let weights = &weights[range.start * k..range.end * k];
-            // SAFETY: workers have disjoint ranges.
-            let out = unsafe { out.rows(range) };
-            self.isa.run(Combine { x, weights, k, width, write, out });
-        });
+        let rows: Vec<&[f32]> = x.chunks_exact(width).collect();
+        self.combine_rows(&rows, (weights, k), write, (out, width));
         Ok(())
     }
 
@@ -726,43 +738,47 @@ impl Ops for CpuOps {
         Ok(())
     }
 
-    fn exchange_experts(
+    fn combine_divided(
         &self,
         group: &dyn Collective,
         pairs: &Pairs<'_>,
         results: &View,
-        own: &View,
+        write: Write,
+        out: &View,
     ) -> Result<(), OpError> {
-        let Pairs { ids, placement, columns } = *pairs;
-        let ((_, width), rank) = (rows_of(results), group.rank());
-        let count = ids.elements();
-        let fits = results.elements() == count * width
+        let Pairs { ids, weights, placement, columns } = *pairs;
+        let ((_, width), (tokens, k), rank) = (rows_of(results), rows_of(ids), group.rank());
+        let own = columns.get(rank).map_or(0, |columns| columns.len());
+        let fits = results.elements() == tokens * k * width
+            && weights.elements() == tokens * k
             && columns.len() == group.ranks()
             && placement.ranks() <= group.ranks()
             && columns.iter().all(|columns| !columns.is_empty() && columns.end <= width)
-            && own.elements() == count * columns[rank].len();
-        ensure(fits, "exchange_experts", || {
-            let (results, own) = (results.shape(), own.shape());
-            format!("{results:?} of {:?} into {own:?}, columns {columns:?}", ids.shape())
+            && rows_of(out) == (tokens, own)
+            && k > 0;
+        ensure(fits, "combine_divided", || {
+            let (results, out) = (results.shape(), out.shape());
+            format!("{results:?} of {:?} into {out:?}, columns {columns:?}", ids.shape())
         })?;
-        apart("exchange_experts", own, &[results, ids])?;
+        apart("combine_divided", out, &[results, ids, weights])?;
         let access = self.memory.enter();
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the output overlaps neither input.
-        let (ids, results, own) = unsafe {
-            (access.read::<u32>(ids)?, access.read::<f32>(results)?, access.write::<f32>(own)?)
+        // SAFETY: the output overlaps no input.
+        let (ids, results, weights, out) = unsafe {
+            let weights = access.read::<f32>(weights)?;
+            let results = access.read::<f32>(results)?;
+            (access.read::<u32>(ids)?, results, weights, access.write::<f32>(out)?)
         };
-        known_experts("exchange_experts", ids, placement)?;
+        known_experts("combine_divided", ids, placement)?;
         let exchange = Exchange::new(placement, ids, columns, rank);
-        let [out, came] = &mut scratch.exchanged;
-        let counts = exchange.pack(results, width, out);
-        came.clear();
-        came.resize(counts[1].iter().sum(), 0.0);
-        let bytes = counts.each_ref().map(|counts| -> Vec<usize> {
-            counts.iter().map(|count| count * size_of::<f32>()).collect()
-        });
-        group.all_to_all(&bytes[0], cast_slice(out), &bytes[1], cast_slice_mut(came))?;
-        exchange.unpack(came, &counts[1], own);
+        let [packed, came] = &mut scratch.exchanged;
+        exchange.pack(results, width, packed);
+        let [sent, received] = [exchange.sent(), exchange.received()]
+            .map(|counts| counts.iter().map(|count| count * size_of::<f32>()).collect::<Vec<_>>());
+        came.resize(received.iter().sum::<usize>() / size_of::<f32>(), 0.0);
+        group.all_to_all(&sent, cast_slice(packed), &received, cast_slice_mut(came))?;
+        let rows = exchange.rows((results, width), came);
+        self.combine_rows(&rows, (weights, k), write, (out, own));
         Ok(())
     }
 }

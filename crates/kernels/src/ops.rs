@@ -166,6 +166,8 @@ pub struct OwnExperts<'a> {
 pub struct Pairs<'a> {
     /// `u32 [tokens, k]`: experts of each token.
     pub ids: &'a View,
+    /// `f32 [tokens, k]`: their weights.
+    pub weights: &'a View,
     /// Who computes them.
     pub placement: &'a Placement,
     /// Which columns each rank gets.
@@ -435,14 +437,15 @@ pub trait Ops: Send + Sync {
         out: &OwnExperts<'_>,
     ) -> Result<(), OpError>;
 
-    /// Gives every rank of a group its columns of the results of all pairs, each of which one rank
-    /// has computed. `ids: u32 [tokens, k]`, `results: f32 [tokens, k, n]`, `own: f32 [tokens, k,
-    /// columns[rank]]`. Blocks until all have come here.
-    fn exchange_experts(
+    /// [`combine`](Ops::combine) of a rank's columns, where each pair has been computed by one
+    /// rank: they give each other what is missing. `results: f32 [tokens, k, n]`, `out: f32
+    /// [tokens, columns[rank]]`. Blocks until all have come here.
+    fn combine_divided(
         &self,
         group: &dyn Collective,
         pairs: &Pairs<'_>,
         results: &View,
-        own: &View,
+        write: Write,
+        out: &View,
     ) -> Result<(), OpError>;
 }

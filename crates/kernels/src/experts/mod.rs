@@ -85,12 +85,13 @@ fn sum_of_exponentials(logits: &[f32], largest: f32) -> f32 {
     sum(lanes)
 }
 
-/// `out[t] (+)= sum of weights[t, i] * x[t, i]`, from the first `i` to the last.
+/// `out[t] (+)= sum of weights[t, i] * rows[t * k + i]`, from the first `i` to the last.
 pub(crate) struct Combine<'a> {
-    /// `[tokens, k, width]`.
-    pub(crate) x: &'a [f32],
-    /// `[tokens, k]`.
+    /// The result of each pair: as wide as a row of `out`.
+    pub(crate) rows: &'a [&'a [f32]],
+    /// By pair.
     pub(crate) weights: &'a [f32],
+    /// Pairs of a token.
     pub(crate) k: usize,
     pub(crate) width: usize,
     pub(crate) write: Write,
@@ -100,14 +101,14 @@ pub(crate) struct Combine<'a> {
 impl Kernel for Combine<'_> {
     #[inline(always)]
     fn run<T: Tier>(self, _: T) {
-        let Combine { x, weights, k, width, write, out } = self;
-        let rows = x.chunks_exact(k * width).zip(weights.chunks_exact(k));
-        for (out, (x, weights)) in out.chunks_exact_mut(width).zip(rows) {
+        let Combine { rows, weights, k, width, write, out } = self;
+        let pairs = rows.chunks_exact(k).zip(weights.chunks_exact(k));
+        for (out, (rows, weights)) in out.chunks_exact_mut(width).zip(pairs) {
             for (chunk, out) in out.chunks_mut(LANES).enumerate() {
                 let mut sums = [0.0; LANES];
-                for (x, weight) in x.chunks_exact(width).zip(weights) {
-                    let x = &x[chunk * LANES..][..out.len()];
-                    sums.iter_mut().zip(x).for_each(|(sum, x)| *sum = weight.mul_add(*x, *sum));
+                for (row, weight) in rows.iter().zip(weights) {
+                    let row = &row[chunk * LANES..][..out.len()];
+                    sums.iter_mut().zip(row).for_each(|(sum, x)| *sum = weight.mul_add(*x, *sum));
                 }
                 for (out, sum) in out.iter_mut().zip(sums) {
                     *out = if write == Write::Add { *out + sum } else { sum };

@@ -82,12 +82,13 @@ impl Placement {
     }
 }
 
-/// What one rank sends and gets when pairs' results are exchanged.
+/// What one rank sends and gets when pairs' results are exchanged. What is for itself stays where
+/// it is.
 pub(crate) struct Exchange<'a> {
-    /// By pair.
+    /// By pair, who computes it.
     ranks: Vec<usize>,
-    /// By rank.
-    pairs: Vec<usize>,
+    /// By rank, how many are its.
+    counts: Vec<usize>,
     /// Columns that each rank gets.
     columns: &'a [Range<usize>],
     rank: usize,
@@ -101,46 +102,64 @@ impl<'a> Exchange<'a> {
         columns: &'a [Range<usize>],
         rank: usize,
     ) -> Exchange<'a> {
-        let (ranks, mut pairs) = placement.assign(ids);
+        let (ranks, mut counts) = placement.assign(ids);
         // The last ranks may have no expert.
-        pairs.resize(columns.len(), 0);
-        Exchange { ranks, pairs, columns, rank }
+        counts.resize(columns.len(), 0);
+        Exchange { ranks, counts, columns, rank }
     }
 
-    /// Puts together what each rank gets of this one's pairs, `results: [pairs, width]`. Returns
-    /// how many numbers go to each rank, and come from each.
-    pub(crate) fn pack(
-        &self,
-        results: &[f32],
-        width: usize,
-        out: &mut Vec<f32>,
-    ) -> [Vec<usize>; 2] {
+    /// How many numbers go to each rank.
+    pub(crate) fn sent(&self) -> Vec<usize> {
+        let to = |(to, columns): (usize, &Range<usize>)| match to == self.rank {
+            true => 0,
+            false => columns.len() * self.counts[self.rank],
+        };
+        self.columns.iter().enumerate().map(to).collect()
+    }
+
+    /// How many come from each.
+    pub(crate) fn received(&self) -> Vec<usize> {
+        let own = self.columns[self.rank].len();
+        let from = |(from, count): (usize, &usize)| if from == self.rank { 0 } else { own * count };
+        self.counts.iter().enumerate().map(from).collect()
+    }
+
+    /// Puts together what each rank gets of this one's pairs, `results: [pairs, width]`, in the
+    /// order of ranks, then of pairs.
+    pub(crate) fn pack(&self, results: &[f32], width: usize, out: &mut Vec<f32>) {
         out.clear();
-        for columns in self.columns {
-            let own = self.ranks.iter().zip(results.chunks_exact(width));
-            for (_, row) in own.filter(|(rank, _)| **rank == self.rank) {
+        let others = self.columns.iter().enumerate().filter(|(to, _)| *to != self.rank);
+        for (_, columns) in others {
+            let rows = self.ranks.iter().zip(results.chunks_exact(width));
+            for (_, row) in rows.filter(|(rank, _)| **rank == self.rank) {
                 out.extend_from_slice(&row[columns.clone()]);
             }
         }
-        let (own_pairs, own_width) = (self.pairs[self.rank], self.columns[self.rank].len());
-        let sent = self.columns.iter().map(|columns| columns.len() * own_pairs).collect();
-        [sent, self.pairs.iter().map(|count| count * own_width).collect()]
     }
 
-    /// Puts what came, from rank 0 first, in the order of pairs: `own: [pairs, own columns]`.
-    pub(crate) fn unpack(&self, came: &[f32], received: &[usize], own: &mut [f32]) {
-        let width = self.columns[self.rank].len();
-        let mut next: Vec<usize> = received
-            .iter()
-            .scan(0, |start, count| {
-                *start += count;
-                Some(*start - count)
-            })
-            .collect();
-        for (row, rank) in own.chunks_exact_mut(width).zip(&self.ranks) {
-            row.copy_from_slice(&came[next[*rank]..][..width]);
-            next[*rank] += width;
+    /// The rank's columns of each pair's result: of its own pairs among `results: [pairs, width]`,
+    /// of others among what came, from rank 0 first.
+    pub(crate) fn rows<'b>(
+        &self,
+        (results, width): (&'b [f32], usize),
+        came: &'b [f32],
+    ) -> Vec<&'b [f32]> {
+        let own = &self.columns[self.rank];
+        let mut next = Vec::with_capacity(self.counts.len());
+        let mut start = 0;
+        for count in self.received() {
+            next.push(start);
+            start += count;
         }
+        let row = |(rank, row): (&usize, &'b [f32])| match *rank == self.rank {
+            true => &row[own.clone()],
+            false => {
+                let at = &mut next[*rank];
+                *at += own.len();
+                &came[*at - own.len()..*at]
+            }
+        };
+        self.ranks.iter().zip(results.chunks_exact(width)).map(row).collect()
     }
 }
 
@@ -188,30 +207,25 @@ mod tests {
         let columns = [0..2, 2..3];
         // Pair p, column c is 10 p + c, where it was computed; elsewhere it is not a number.
         let exchange = |rank| Exchange::new(&placement, &ids, &columns, rank);
-        let packed = [0, 1].map(|rank| {
+        let results = [0, 1].map(|rank| {
             let (ranks, _) = placement.assign(&ids);
             let of = |pair: usize| if ranks[pair] == rank { pair as f32 } else { f32::NAN };
-            let results: Vec<f32> = (0..18).map(|i| 10.0 * of(i / 3) + (i % 3) as f32).collect();
-            let mut out = Vec::new();
-            let [sent, received] = exchange(rank).pack(&results, 3, &mut out);
-            (out, sent, received)
+            (0..18).map(|i| 10.0 * of(i / 3) + (i % 3) as f32).collect::<Vec<f32>>()
         });
-        for rank in [0, 1] {
-            let received = &packed[rank].2;
-            let came: Vec<f32> = (0..2)
-                .flat_map(|from| {
-                    let (out, sent, _) = &packed[from];
-                    assert_eq!(sent[rank], received[from]);
-                    let start: usize = sent[..rank].iter().sum();
-                    out[start..start + sent[rank]].to_vec()
-                })
-                .collect();
-            let width = columns[rank].len();
-            let mut own = vec![0.0; 6 * width];
-            exchange(rank).unpack(&came, received, &mut own);
-            for (i, value) in own.iter().enumerate() {
-                let (pair, column) = (i / width, columns[rank].start + i % width);
-                assert_eq!(*value, (10 * pair + column) as f32);
+        let packed = [0, 1].map(|rank| {
+            let mut out = Vec::new();
+            exchange(rank).pack(&results[rank], 3, &mut out);
+            out
+        });
+        for (rank, other) in [(0, 1), (1, 0)] {
+            let (sent, received) = (exchange(other).sent(), exchange(rank).received());
+            assert_eq!((sent[rank], received[other]), (packed[other].len(), packed[other].len()));
+            assert_eq!((sent[other], received[rank]), (0, 0), "nothing goes to oneself");
+            let found = exchange(rank).rows((&results[rank], 3), &packed[other]);
+            assert_eq!(found.len(), ids.len());
+            for (pair, row) in found.into_iter().enumerate() {
+                let whole = columns[rank].clone().map(|column| (10 * pair + column) as f32);
+                assert_eq!(row, whole.collect::<Vec<_>>());
             }
         }
     }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use pomona_device::{DType, HostDevice, Pool, View};
 
 use crate::linear::tests::{Dice, random_weights};
+use crate::parcels::Parcels;
 use crate::{
-    Activation, CpuOps, Expert, Experts, Format, Isa, LinearPart, Matrix, Ops, RouteWeights,
-    Routes, StoredRows, WeightSource, Write,
+    Activation, CpuOps, Expert, Experts, Format, Isa, LinearPart, Matrix, Ops, Pairs, Placement,
+    RouteWeights, Routes, StoredRows, WeightSource, Write,
 };
 
 const HIDDEN: usize = 256;
@@ -259,6 +260,56 @@ fn weighted_rows_are_added_up_in_order() {
             assert_eq!(read_floats(&ops, &out), expected, "{isa:?}");
         }
     }
+}
+
+#[test]
+fn ranks_with_parts_of_the_pairs_add_up_what_one_with_all_would() {
+    let (tokens, width, columns) = (37, 48, [0..11, 11..12, 12..48]);
+    let mut dice = Dice(9);
+    let x = random(tokens * K * width, &mut dice);
+    let weights = random(tokens * K, &mut dice);
+    let before = random(tokens * width, &mut dice);
+    let ids: Vec<u32> = (0..tokens * K).map(|_| dice.next() as u32 % EXPERTS as u32).collect();
+    // The last rank has no expert.
+    let holders = [vec![0], vec![1], vec![0, 1], vec![0, 1], vec![0]];
+    let placement = Placement::new(holders.to_vec()).unwrap();
+    let (of, _) = placement.assign(&ids);
+    let ops = |threads| CpuOps::new(Arc::new(HostDevice::new()), Pool::new(threads), Isa::detect());
+    let alone = {
+        let ops = ops(1);
+        let out = floats(&ops, &[tokens, width], &before);
+        let (x, weights) =
+            (floats(&ops, &[tokens, K, width], &x), floats(&ops, &[tokens, K], &weights));
+        ops.combine(&x, &weights, Write::Add, &out).unwrap();
+        read_floats(&ops, &out)
+    };
+    let run = |group: Parcels| {
+        let (ops, rank) = (ops(group.rank + 1), group.rank);
+        let own = |values: &[f32]| -> Vec<f32> {
+            values.chunks(width).flat_map(|row| row[columns[rank].clone()].to_vec()).collect()
+        };
+        let here = |(pair, row): (usize, &[f32])| match of[pair] == rank {
+            true => row.to_vec(),
+            false => vec![f32::NAN; width],
+        };
+        let results: Vec<f32> = x.chunks(width).enumerate().flat_map(here).collect();
+        let results = floats(&ops, &[tokens, K, width], &results);
+        let (ids, weights) =
+            (integers(&ops, &[tokens, K], &ids), floats(&ops, &[tokens, K], &weights));
+        let (placement, columns) = (&placement, &columns);
+        let pairs = Pairs { ids: &ids, weights: &weights, placement, columns };
+        let out = floats(&ops, &[tokens, columns[rank].len()], &own(&before));
+        ops.combine_divided(&group, &pairs, &results, Write::Add, &out).unwrap();
+        assert_eq!(read_floats(&ops, &out), own(&alone), "rank {rank}");
+        let short = out.rows(0, tokens - 1);
+        let refused = ops.combine_divided(&group, &pairs, &results, Write::Add, &short);
+        assert!(refused.is_err());
+    };
+    std::thread::scope(|scope| {
+        for group in Parcels::group(columns.len()) {
+            scope.spawn(|| run(group));
+        }
+    });
 }
 
 #[test]

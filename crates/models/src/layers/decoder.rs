@@ -33,7 +33,6 @@ struct Layer {
     post_ffn_norm: Option<View>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "all layers of a model are of one kind")]
 enum FeedForward {
     Dense { gate: Linear, up: Linear, down: Linear },
     Experts(Moe),
@@ -286,8 +285,7 @@ impl Decoder {
         let (spec, ranks) = (&blueprint.spec, &own);
         let norm_offset = blueprint.norm_offset;
         let moe_scratch = spec.experts.map(|experts| {
-            let room = (ranks, options.max_tokens);
-            moe::Scratch::new(ops.device().as_ref(), spec, experts, room)
+            moe::Scratch::new(ops.device().as_ref(), spec, experts, options.max_tokens)
         });
         let moe_scratch = moe_scratch.transpose().map_err(OpError::from)?;
         let done = 0;

@@ -103,9 +103,9 @@ impl Moe {
         let own = OwnExperts { ids: &s.own_ids, work: &self.work };
         ops.own_experts(&s.ids, placement, group.rank(), &own)?;
         ops.experts(x, &s.own_ids, &experts, &s.results)?;
-        let pairs = Pairs { ids: &s.ids, placement, columns: &ranks.hidden_columns() };
-        ops.exchange_experts(group, &pairs, &s.results, &s.own_results)?;
-        ops.combine(&s.own_results, &s.weights, Write::Add, &out.own)?;
+        let columns = &ranks.hidden_columns();
+        let pairs = Pairs { ids: &s.ids, weights: &s.weights, placement, columns };
+        ops.combine_divided(group, &pairs, &s.results, Write::Add, &out.own)?;
         ranks.gather(ops, out)
     }
 
@@ -135,8 +135,6 @@ pub(super) struct Scratch {
     between: [View; 2],
     /// `[tokens, experts of a token, hidden]`.
     results: View,
-    /// Of that, the rank's columns.
-    own_results: View,
 }
 
 impl Scratch {
@@ -144,12 +142,11 @@ impl Scratch {
         device: &dyn Device,
         spec: &ModelSpec,
         experts: ExpertsSpec,
-        (ranks, tokens): (&Ranks, usize),
+        tokens: usize,
     ) -> Result<Scratch, DeviceError> {
         let (count, per_token) = (experts.count as usize, experts.per_token as usize);
-        let results = |width: usize| device.alloc_view(DType::F32, &[tokens, per_token, width]);
+        let hidden = spec.hidden as usize;
         let between = || device.alloc_view(DType::F32, &[tokens * per_token, spec.ffn as usize]);
-        let all = results(spec.hidden as usize)?;
         Ok(Scratch {
             experts,
             logits: device.alloc_view(DType::F32, &[tokens, count])?,
@@ -157,11 +154,7 @@ impl Scratch {
             weights: device.alloc_view(DType::F32, &[tokens, per_token])?,
             own_ids: device.alloc_view(DType::U32, &[tokens, per_token])?,
             between: [between()?, between()?],
-            own_results: match ranks.tensor() {
-                Some(group) => results(ranks.hidden_columns()[group.rank()].len())?,
-                None => all.clone(),
-            },
-            results: all,
+            results: device.alloc_view(DType::F32, &[tokens, per_token, hidden])?,
         })
     }
 
@@ -178,7 +171,6 @@ impl Scratch {
                 .each_ref()
                 .map(|view| view.rows(0, tokens * self.experts.per_token as usize)),
             results: self.results.rows(0, tokens),
-            own_results: self.own_results.rows(0, tokens),
         }
     }
 }
