@@ -210,3 +210,35 @@ fn a_bench_of_nothing_and_of_nobody_says_what_to_give() {
     assert!(refused(&["chat", "--url", "localhost"]).contains("http://HOST:PORT"));
     assert!(refused(&["chat", "--url", "http://127.0.0.1:9"]).contains("is the server running?"));
 }
+
+#[test]
+fn measurements_refuse_flags_that_would_change_nothing() {
+    let model = tiny_model();
+    let model = model.to_str().unwrap();
+    let url = "http://127.0.0.1:9";
+    for (measure, flags, advice) in [
+        ("bench MODEL --quality", "--tp 2", "--tensor-parallel-size: bench --quality reads logits"),
+        ("bench MODEL --quality", "--pp 2", "--pipeline-parallel-size: bench --quality reads"),
+        ("bench MODEL --quality", "--cp 2", "--context-parallel-size: bench --quality reads"),
+        ("bench MODEL --quality", "--dp 2", "neither ranks nor drafts change them: leave the flag"),
+        ("bench MODEL --quality", "--expert-loads x.json", "--expert-loads: bench --quality"),
+        ("bench MODEL --quality", "--model-draft smollm2", "--model-draft: bench --quality reads"),
+        ("bench MODEL --quality", "--no-server", "cannot be used with '--no-server'"),
+        ("bench MODEL --quality", "--clients 1", "cannot be used with '--clients"),
+        ("bench MODEL --no-server", "--input-tokens 9", "cannot be used with '--input-tokens"),
+        ("bench MODEL --startup", "--n-prompt 9", "cannot be used with '--n-prompt"),
+        ("bench MODEL", "--node-listen 127.0.0.1:0 --tp 2", "measure it by `pomona bench --url`"),
+        ("bench --url URL", "--tp 2", "the server at --url has its own ranks and drafts"),
+        ("bench serve --url URL", "--pp 2", "--pipeline-parallel-size: the server at --url"),
+        ("bench serve MODEL", "--node-listen 127.0.0.1:0 --tp 2", "nodes join one start"),
+        ("bench startup MODEL", "--node-listen 127.0.0.1:0 --tp 2", "nodes join one start"),
+        ("bench sweep MODEL", "--node-listen 127.0.0.1:0 --tp 2", "nodes join one start"),
+        ("bench kernel MODEL", "--tp 2", "--tensor-parallel-size: bench kernel times the"),
+        ("perplexity MODEL FILE", "--max-model-len 64", "as long as --context says"),
+        ("perplexity MODEL FILE", "--model-draft smollm2", "leave the flags of drafts out"),
+    ] {
+        let words = format!("{measure} {flags}").replace("MODEL", model).replace("URL", url);
+        let said = refused(&words.split_whitespace().collect::<Vec<_>>());
+        assert!(said.contains(advice), "{words}: {said}");
+    }
+}

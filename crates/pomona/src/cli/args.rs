@@ -280,8 +280,30 @@ impl EngineArgs {
         self.speculative.drafting()
     }
 
-    /// The flags that give the same settings to another process, which is told where experts are by
-    /// the first rank.
+    /// The flags that were given of ranks, and of drafts: they change what a model needs and how
+    /// fast it is, and no number that it computes.
+    pub fn ranks_and_drafts(&self) -> Vec<&'static str> {
+        let parallel = &self.parallel;
+        let ranks = [
+            ("--tensor-parallel-size", parallel.tensor_parallel_size > 1),
+            ("--context-parallel-size", parallel.context_parallel_size > 1),
+            ("--pipeline-parallel-size", parallel.pipeline_parallel_size > 1),
+            ("--data-parallel-size", parallel.data_parallel_size > 1),
+            ("--node-listen", self.nodes.node_listen.is_some()),
+        ];
+        let given = ranks.into_iter().filter(|(_, given)| *given).map(|(name, _)| name);
+        let drafts = self.speculative.to_flags().into_iter();
+        let drafts = drafts.filter(|(_, value)| value.is_some()).map(|(name, _)| name);
+        given.chain(self.experts.given()).chain(drafts).collect()
+    }
+
+    /// The flags that give the same settings to another server of this machine.
+    pub fn to_server_flags(&self) -> Vec<String> {
+        self.to_flags().into_iter().chain(self.experts.to_flags()).collect()
+    }
+
+    /// The flags that give the same settings to another rank, which is told where experts are by
+    /// the first one.
     pub fn to_flags(&self) -> Vec<String> {
         let kv_dtype = match self.kv_cache_dtype.0 {
             DType::F32 => "float32",
@@ -470,6 +492,30 @@ mod tests {
         assert_eq!(again.drafting().and_then(|d| d.model), Some("m.gguf".to_owned()));
         assert_eq!(again.quantization, Some(Quantization::Int4));
         assert!(!again.prefix_caching());
+    }
+
+    #[test]
+    fn flags_of_experts_go_to_servers_and_not_to_ranks() {
+        use clap::Parser;
+        let given = "x --ep --num-redundant-experts 2 --expert-loads loads.json --tp 2";
+        let first = Probe::parse_from(given.split_whitespace()).engine;
+        let again = |flags| Probe::parse_from(["x".to_owned()].into_iter().chain(flags)).engine;
+        assert_eq!(again(first.to_server_flags()).experts, first.experts);
+        assert_eq!(again(first.to_flags()).experts, ExpertArgs::default());
+    }
+
+    #[test]
+    fn flags_of_ranks_and_drafts_are_told_from_others() {
+        use clap::Parser;
+        let check = |given: &str, names: &[&str]| {
+            let words = ["x"].into_iter().chain(given.split_whitespace());
+            assert_eq!(Probe::parse_from(words).engine.ranks_and_drafts(), names, "{given}");
+        };
+        check("--threads 2 --activation-bits 8 --quantization int8 --tp 1", &[]);
+        check("--tp 2 --pp 2", &["--tensor-parallel-size", "--pipeline-parallel-size"]);
+        check("--cp 2 --dp 2", &["--context-parallel-size", "--data-parallel-size"]);
+        check("--node-listen 0.0.0.0:1 --ep", &["--node-listen", "--enable-expert-parallel"]);
+        check("--model-draft m --draft-max 4", &["--model-draft", "--draft-max"]);
     }
 
     #[test]

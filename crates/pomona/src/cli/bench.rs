@@ -47,6 +47,10 @@ Where processes that have no part in it take more than 5 % of the cores' time me
 are shown and written, but are no result: the exit code is 75, and `neighbours.busy` of the JSON is
 true. A server at --url or --peer on this machine has a part.";
 
+/// What `LoadArgs` are called, for what has no load.
+const OF_LOADS: [&str; 5] =
+    ["clients", "requests_per_client", "input_tokens", "output_tokens", "shared_prefix"];
+
 /// Flags of `bench`.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -81,14 +85,16 @@ struct AllArgs {
     #[arg(long)]
     no_engine: bool,
     /// Leave out the server: measure the engine alone
-    #[arg(long, conflicts_with_all = ["no_engine", "url"])]
+    #[arg(long, conflicts_with_all = ["no_engine", "url", "peer"],
+          conflicts_with_all = OF_LOADS)]
     no_server: bool,
     /// As `bench startup`
-    #[arg(long, conflicts_with_all = ["no_engine", "no_server", "url"])]
+    #[arg(long, conflicts_with_all = ["no_engine", "no_server", "url", "peer"],
+          conflicts_with_all = OF_LOADS)]
     startup: bool,
     /// Prompts that the engine alone is timed with; its decoding is timed after each
     #[arg(long, value_name = "TOKENS,...", value_delimiter = ',', default_value = "512",
-          value_parser = parse_tokens)]
+          value_parser = parse_tokens, conflicts_with_all = ["no_engine", "startup", "url"])]
     n_prompt: Vec<u32>,
 }
 
@@ -177,7 +183,10 @@ struct QualityArgs {
     /// Measure how well the model predicts a text instead of its speed: perplexity and, with
     /// --reference or --quantization, how far its predictions lie from those of the reference or
     /// the unquantised model [default text: a chapter of Darwin's that is built in]
-    #[arg(long, value_name = "TEXT_FILE", num_args = 0..=1, conflicts_with = "url")]
+    #[arg(long, value_name = "TEXT_FILE", num_args = 0..=1,
+          conflicts_with_all = ["url", "peer", "no_engine", "no_server", "startup", "n_prompt",
+                                "repeats"],
+          conflicts_with_all = OF_LOADS)]
     quality: Option<Option<PathBuf>>,
     /// A model to compare with, of the same vocabulary
     #[arg(long, value_name = "MODEL", requires = "quality")]
@@ -229,6 +238,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 }
 
 fn run_all(args: &AllArgs) -> Result<()> {
+    refuse_what_does_nothing(args)?;
     let Some(server) =
         args.serve.target.url.clone().or(args.serve.model.get().map(|_| "this binary".into()))
     else {
@@ -261,8 +271,48 @@ fn run_all(args: &AllArgs) -> Result<()> {
     finish(&args.serve.outcome, report, &watch)
 }
 
+/// Refuses flags of the engine where what is measured does not depend on them, or another server is
+/// measured that was not given them.
+fn refuse_what_does_nothing(args: &AllArgs) -> Result<()> {
+    let ServeArgs { target, engine, model, .. } = &args.serve;
+    if args.quality.quality.is_some() {
+        return on_one_rank(
+            engine,
+            "bench --quality reads logits from one rank, and neither ranks nor drafts change them",
+        );
+    }
+    if target.url.is_some() {
+        return on_one_rank(engine, "the server at --url has its own ranks and drafts");
+    }
+    match model.get() {
+        Some(_) if !args.no_server => on_this_machine(engine, "bench"),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses flags of ranks and drafts, for the reason that is given.
+fn on_one_rank(engine: &EngineArgs, why: &str) -> Result<()> {
+    match engine.ranks_and_drafts().first() {
+        Some(flag) => bail!("{flag}: {why}: leave the flag out"),
+        None => Ok(()),
+    }
+}
+
+/// Refuses nodes to what starts models more than once: nodes join one of them.
+fn on_this_machine(engine: &EngineArgs, verb: &str) -> Result<()> {
+    if engine.nodes.node_listen.is_some() {
+        bail!(
+            "--node-listen: {verb} starts the model more than once, and nodes join one start: \
+             start `pomona serve` with the flag and measure it by `pomona bench --url`, or the \
+             engine alone by `pomona bench MODEL --no-server`"
+        );
+    }
+    Ok(())
+}
+
 fn run_startup(model: &ModelName, outcome: &Outcome, engine: &EngineArgs) -> Result<()> {
     let name = model.require("bench startup")?;
+    on_this_machine(engine, "bench startup")?;
     let watch = Watch::start(&[]);
     let mut report = report(engine, "this binary".to_owned());
     let facts = compose::prepare(name, engine)?.facts();
@@ -357,7 +407,7 @@ fn starts(
     let startup = Startup {
         model,
         path: &path,
-        flags: engine.to_flags(),
+        flags: engine.to_server_flags(),
         cache,
         weight_bytes,
         repeats: usize::from(outcome.repeats),
@@ -375,7 +425,7 @@ fn own_server(
     costs: Option<&Costs>,
 ) -> Result<()> {
     say("starting the server");
-    let flags = args.serve.engine.to_flags();
+    let flags = args.serve.engine.to_server_flags();
     let mut starts = Vec::new();
     for _ in 1..args.serve.outcome.repeats {
         let server = Server::start(model, &flags)?;

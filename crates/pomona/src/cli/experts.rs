@@ -33,4 +33,13 @@ impl ExpertArgs {
         ];
         all.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
     }
+
+    /// The flags that ask for the same.
+    pub fn to_flags(&self) -> Vec<String> {
+        let divide = self.enable_expert_parallel.then(|| "--enable-expert-parallel".to_owned());
+        let copies = ["--num-redundant-experts".to_owned(), self.num_redundant_experts.to_string()];
+        let loads = self.expert_loads.as_ref();
+        let loads = loads.map(|file| ["--expert-loads".to_owned(), file.display().to_string()]);
+        divide.into_iter().chain(copies).chain(loads.into_iter().flatten()).collect()
+    }
 }

@@ -55,6 +55,12 @@ pub fn run(args: &PerplexityArgs) -> Result<()> {
     if args.context < 4 {
         bail!("--context {} is too short: write at least 4", args.context);
     }
+    if args.engine.max_model_len.is_some() {
+        bail!("--max-model-len: chunks are as long as --context says: leave the flag out");
+    }
+    if args.engine.drafting().is_some() {
+        bail!("drafts are for answers, of which there are none: leave the flags of drafts out");
+    }
     let text = read(&args.file)?;
     let mut engine_args = args.engine.clone();
     // Room for a chunk and the one token that every request generates; one chunk at a time.

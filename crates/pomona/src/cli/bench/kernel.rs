@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::{Outcome, finish};
+use super::{Outcome, finish, on_one_rank};
 use crate::bench::others::Watch;
 use crate::bench::report::Report;
 use crate::bench::{kernels, machine};
@@ -27,6 +27,7 @@ pub struct KernelArgs {
 
 /// Runs the verb.
 pub fn run(args: &KernelArgs) -> Result<()> {
+    on_one_rank(&args.engine, "bench kernel times the matrices of the undivided model")?;
     let prepared = compose::prepare(args.model.require("bench kernel")?, &args.engine)?;
     let watch = Watch::start(&[]);
     let threads = compose::threads(&args.engine);

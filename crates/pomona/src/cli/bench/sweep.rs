@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use pomona_device::Pool;
 
-use super::{Outcome, finish, report};
+use super::{Outcome, finish, on_this_machine, report};
 use crate::bench::others::Watch;
 use crate::bench::sweep::{self, BATCH_MAX, Case};
 use crate::cli::args::{EngineArgs, ModelName};
@@ -46,6 +46,7 @@ pub struct SweepArgs {
 /// Runs the verb.
 pub fn run(args: &SweepArgs) -> Result<()> {
     let model = args.model.require("bench sweep")?;
+    on_this_machine(&args.engine, "bench sweep")?;
     let mut engine = args.engine.clone();
     engine.max_num_seqs = engine.max_num_seqs.max(BATCH_MAX);
     engine.max_num_batched_tokens = engine.max_num_batched_tokens.max(engine.max_num_seqs);
