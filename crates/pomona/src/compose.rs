@@ -31,7 +31,7 @@ use replica::Running;
 pub use expert_file::Counted;
 pub use experts::{divide, expected};
 pub use follow::Follower;
-pub use weights::{Weights, cpu_ops, threads};
+pub use weights::{Weights, cpu_ops, threads, threads_of_ranks};
 
 /// Memory that a system has which does not say how much.
 const MEMORY_ASSUMED: u64 = 8 << 30;

@@ -321,10 +321,10 @@ fn run_startup(model: &ModelName, outcome: &Outcome, engine: &EngineArgs) -> Res
     finish(outcome, report, &watch)
 }
 
-/// A report of this machine, measured now.
+/// A report of this machine, measured now by as many threads as ranks have together.
 fn report(engine: &EngineArgs, server: String) -> Report {
     say("measuring the machine");
-    Report::new(machine::measure(compose::threads(engine)), server)
+    Report::new(machine::measure(compose::threads_of_ranks(engine)), server)
 }
 
 /// Says what was found, and how busy the machine was meanwhile.

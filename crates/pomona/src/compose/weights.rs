@@ -39,14 +39,23 @@ pub fn threads(args: &EngineArgs) -> usize {
     args.threads.map_or(cores, |threads| usize::from(threads).min(cores))
 }
 
-/// Cores for each rank of this machine. To be asked before a rank takes its own.
-fn cores(args: &EngineArgs) -> usize {
-    let sharing = match (args.nodes.joined, args.nodes.apart()) {
+/// Those of all ranks of this machine, as far as there are cores for them.
+pub fn threads_of_ranks(args: &EngineArgs) -> usize {
+    (threads(args) * sharing(args)).min(Pool::default_threads())
+}
+
+/// Ranks of this machine.
+fn sharing(args: &EngineArgs) -> usize {
+    match (args.nodes.joined, args.nodes.apart()) {
         (true, _) => 1,
         (false, true) => args.parallel.data_parallel_size as usize,
         (false, false) => args.parallel.processes(),
-    };
-    (Pool::default_threads() / sharing).max(1)
+    }
+}
+
+/// Cores for each of them. To be asked before a rank takes its own.
+fn cores(args: &EngineArgs) -> usize {
+    (Pool::default_threads() / sharing(args)).max(1)
 }
 
 /// Says where there are fewer threads than the user asked for, or the machine has cores.
@@ -182,6 +191,28 @@ mod tests {
         assert_eq!(part_of(&plain, first), part_of(&copied, first));
         assert_ne!(part_of(&plain, second), part_of(&copied, second));
         assert_ne!(part_of(&plain, first), part_of(&plain, second));
+    }
+
+    #[derive(clap::Parser)]
+    struct Probe {
+        #[command(flatten)]
+        engine: EngineArgs,
+    }
+
+    #[test]
+    fn threads_of_ranks_are_those_of_all_on_this_machine() {
+        use clap::Parser;
+        let cores = Pool::default_threads();
+        let check = |flags: &str, expected: usize| {
+            let words = ["x"].into_iter().chain(flags.split_whitespace());
+            let args = Probe::parse_from(words).engine;
+            assert_eq!(threads_of_ranks(&args), expected.min(cores), "{flags}");
+        };
+        check("", cores);
+        check("--threads 1", 1);
+        check("--threads 1 --tp 2", 2);
+        check("--threads 1 --tp 2 --dp 2", 4);
+        check("--threads 1 --tp 2 --node-listen 0.0.0.0:1", 1);
     }
 
     #[test]
