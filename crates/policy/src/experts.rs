@@ -6,7 +6,11 @@
 //! Timing Anomalies", 1969), all ranks having equally many; then experts change places for as long
 //! as the busiest rank gains. Copies of an expert are taken to share its tokens evenly.
 
+mod counted;
+
 use std::cmp::{Ordering, Reverse};
+
+pub use counted::{Counted, CountedError};
 
 /// Most exchanges for each place.
 const EXCHANGES: usize = 4;

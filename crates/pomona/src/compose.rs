@@ -17,6 +17,7 @@ use pomona_engine::{draft_block_bytes, kv_block_bytes};
 use pomona_fabric::rendezvous::Fingerprint;
 use pomona_gateway::{SamplingDefaults, ServedModel};
 use pomona_models::{Checkpoint, Division, TensorInfo};
+use pomona_policy::experts::Counted;
 use pomona_text::{ChatTemplate, Tokenizer};
 use pomona_types::{ExpertsSpec, ModelSpec, Replica};
 
@@ -28,7 +29,6 @@ use crate::models::{Resolved, Surroundings, catalogue, resolve};
 use expert_file::Keeper;
 use replica::Running;
 
-pub use expert_file::Counted;
 pub use experts::{divide, expected};
 pub use follow::Follower;
 pub use weights::{Weights, cpu_ops, threads, threads_of_ranks};

@@ -5,6 +5,7 @@
 
 mod api;
 mod files;
+mod kept;
 pub mod mutation;
 mod network;
 mod text;
@@ -33,6 +34,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "tokenize_body", run: api::tokenize_body },
     Target { name: "fabric_frames", run: network::frames },
     Target { name: "fabric_messages", run: network::messages },
+    Target { name: "fabric_costs", run: kept::fabric_costs },
+    Target { name: "expert_counts", run: kept::expert_counts },
 ];
 
 /// Runs the target of this name.

@@ -38,10 +38,12 @@ impl Choices {
 }
 
 impl CostModel {
-    /// The quickest algorithms over a transport.
+    /// The quickest algorithms over a transport: as many as others read, so that all ranks know the
+    /// same.
     pub fn choices(&self, transport: Transport) -> Choices {
         let settings = self.settings().into_iter().filter(|one| one.transport == transport);
-        Choices { list: settings.flat_map(|setting| self.choices_of(setting)).collect() }
+        let list = settings.flat_map(|setting| self.choices_of(setting)).take(CHOICES_MAX);
+        Choices { list: list.collect() }
     }
 
     fn choices_of(&self, setting: Setting) -> Vec<Choice> {

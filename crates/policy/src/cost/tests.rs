@@ -91,6 +91,16 @@ fn choices_survive_the_way_to_another_process() {
 }
 
 #[test]
+fn a_list_has_no_more_than_other_processes_read() {
+    let sums = (1..1100).map(|ranks| {
+        let setting = Setting { transport: Transport::Shm, ranks };
+        sample(setting, Operation::AllReduce(Algorithm::Ring), 64, 1.0)
+    });
+    let choices = CostModel::fit(&sums.collect::<Vec<_>>()).choices(Transport::Shm);
+    assert_eq!(choices.to_string().parse(), Ok(choices));
+}
+
+#[test]
 fn times_that_are_none_do_not_count_and_noise_takes_no_time_back() {
     let times = [(64, 5.0), (128, f64::NAN), (256, -1.0), (512, 4.0), (1024, f64::INFINITY)];
     let samples = times.map(|(bytes, micros)| sample(TWO, Operation::Broadcast, bytes, micros));

@@ -8,11 +8,12 @@ use anyhow::Result;
 use clap::Args;
 use pomona_kernels::{Isa, LinearPath, Placement};
 use pomona_models::{Checkpoint, Division, TensorInfo};
+use pomona_policy::experts::Counted;
 use pomona_types::LayerKind;
 use serde::Serialize;
 
 use super::args::{EngineArgs, ModelName};
-use crate::compose::{self, Counted};
+use crate::compose;
 use crate::memory;
 use crate::models::progress::human_bytes;
 

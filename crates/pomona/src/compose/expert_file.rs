@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use pomona_models::Checkpoint;
+use pomona_policy::experts::Counted;
 use pomona_types::Replica;
-use serde::{Deserialize, Serialize};
 
 use super::follow;
 
@@ -20,77 +20,46 @@ const BYTES_MAX: u64 = 32 << 20;
 /// How often it is written while there is something new.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// What was counted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counted {
-    /// The model's name, for those who read the file.
-    model: String,
-    /// Tells its weights from others.
-    weights: String,
-    /// By layer and expert.
-    pub tokens: Vec<Vec<u64>>,
+/// Of a model with these weights, nothing.
+fn none(checkpoint: &Checkpoint) -> Result<Counted> {
+    let digest = follow::digest(checkpoint)?;
+    let weights = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let spec = checkpoint.spec();
+    let experts = spec.experts.map_or(0, |experts| experts.count as usize);
+    let tokens = vec![vec![0; experts]; spec.layers.len()];
+    Ok(Counted { model: checkpoint.name().to_owned(), weights, tokens })
 }
 
-impl Counted {
-    /// Of a model with these weights, nothing.
-    fn none(checkpoint: &Checkpoint) -> Result<Counted> {
-        let digest = follow::digest(checkpoint)?;
-        let weights = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        let spec = checkpoint.spec();
-        let experts = spec.experts.map_or(0, |experts| experts.count as usize);
-        let tokens = vec![vec![0; experts]; spec.layers.len()];
-        Ok(Counted { model: checkpoint.name().to_owned(), weights, tokens })
+/// What a file says of a model; nothing where there is no file.
+pub(super) fn read(path: &Path, checkpoint: &Checkpoint) -> Result<Counted> {
+    let none = none(checkpoint)?;
+    if !path.exists() {
+        return Ok(none);
     }
-
-    /// What a file says of a model; nothing where there is no file.
-    pub fn read(path: &Path, checkpoint: &Checkpoint) -> Result<Counted> {
-        let none = Counted::none(checkpoint)?;
-        if !path.exists() {
-            return Ok(none);
+    let read = || -> Result<Counted> {
+        if std::fs::metadata(path)?.len() > BYTES_MAX {
+            bail!("it has more than {BYTES_MAX} bytes");
         }
-        let read = || -> Result<Counted> {
-            if std::fs::metadata(path)?.len() > BYTES_MAX {
-                bail!("it has more than {BYTES_MAX} bytes");
-            }
-            let found: Counted = serde_json::from_slice(&std::fs::read(path)?)?;
-            if found.weights != none.weights {
-                bail!("it was counted with other weights, of {:?}", found.model);
-            }
-            let shape = |counted: &Counted| counted.tokens.iter().map(Vec::len).collect::<Vec<_>>();
-            if shape(&found) != shape(&none) {
-                bail!("it has other layers or experts than the model");
-            }
-            Ok(found)
-        };
-        read().with_context(|| {
-            let path = path.display();
-            format!("cannot use --expert-loads {path}: name another file, or remove it")
-        })
-    }
+        Ok(none.of_same_model(serde_json::from_slice(&std::fs::read(path)?)?)?)
+    };
+    read().with_context(|| {
+        let path = path.display();
+        format!("cannot use --expert-loads {path}: name another file, or remove it")
+    })
+}
 
-    /// Writes it, whole or not at all.
-    fn write(&self, path: &Path) -> Result<()> {
-        let write = || -> Result<()> {
-            let mut name = path.file_name().context("it has no name")?.to_owned();
-            name.push(format!(".part-{}", std::process::id()));
-            let part = path.with_file_name(name);
-            let mut file = std::fs::File::create(&part)?;
-            file.write_all(&serde_json::to_vec(self)?)?;
-            file.sync_all()?;
-            Ok(std::fs::rename(&part, path)?)
-        };
-        write().with_context(|| format!("cannot write --expert-loads {}", path.display()))
-    }
-
-    /// With what a replica has counted since the start.
-    fn with(&self, replica: &dyn Replica) -> Counted {
-        let mut sum = self.clone();
-        let now = replica.experts().unwrap_or_default();
-        for (sums, now) in sum.tokens.iter_mut().zip(&now.tokens) {
-            sums.iter_mut().zip(now).for_each(|(sum, now)| *sum = sum.saturating_add(*now));
-        }
-        sum
-    }
+/// Writes it, whole or not at all.
+fn write(counted: &Counted, path: &Path) -> Result<()> {
+    let write = || -> Result<()> {
+        let mut name = path.file_name().context("it has no name")?.to_owned();
+        name.push(format!(".part-{}", std::process::id()));
+        let part = path.with_file_name(name);
+        let mut file = std::fs::File::create(&part)?;
+        file.write_all(&serde_json::to_vec(counted)?)?;
+        file.sync_all()?;
+        Ok(std::fs::rename(&part, path)?)
+    };
+    write().with_context(|| format!("cannot write --expert-loads {}", path.display()))
 }
 
 /// Keeps a file up to date until it is dropped.
@@ -105,16 +74,17 @@ impl Keeper {
     /// # Errors
     /// When it cannot be written: better now than in the end.
     pub fn start(path: PathBuf, before: Counted, replica: Arc<dyn Replica>) -> Result<Keeper> {
-        before.write(&path)?;
+        write(&before, &path)?;
         let (stop, stopped) = channel();
         let keep = move || {
             let mut written = before.clone();
             let mut ends = false;
             while !ends {
                 ends = stopped.recv_timeout(INTERVAL) != Err(RecvTimeoutError::Timeout);
-                let now = before.with(replica.as_ref());
+                let now = replica.experts().unwrap_or_default();
+                let now = before.with(&now.tokens);
                 if now != written {
-                    match now.write(&path) {
+                    match write(&now, &path) {
                         Ok(()) => written = now,
                         Err(error) => tracing::warn!("{error:#}"),
                     }
@@ -172,13 +142,13 @@ mod tests {
         let (folder, model) = (tempfile::tempdir().unwrap(), checkpoint("mixtral"));
         let path = folder.path().join("loads.json");
         for runs in 0..3 {
-            let before = Counted::read(&path, &model).unwrap();
+            let before = read(&path, &model).unwrap();
             assert_eq!(before.tokens, [vec![runs, 0, 0, 0, 0], vec![0; 5]]);
             drop(Keeper::start(path.clone(), before, Arc::new(Counter)).unwrap());
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         let nowhere = folder.path().join("no/folder.json");
-        let before = Counted::read(&nowhere, &model).unwrap();
+        let before = read(&nowhere, &model).unwrap();
         let refused = Keeper::start(nowhere, before, Arc::new(Counter)).err().unwrap();
         assert!(format!("{refused:#}").contains("cannot write --expert-loads"), "{refused:#}");
     }
@@ -187,11 +157,11 @@ mod tests {
     fn files_of_other_models_and_damaged_ones_are_refused() {
         let (folder, model) = (tempfile::tempdir().unwrap(), checkpoint("mixtral"));
         let path = folder.path().join("loads.json");
-        let counted = Counted::none(&model).unwrap();
+        let counted = none(&model).unwrap();
         let whole = serde_json::to_string(&counted).unwrap();
         let mut flat = counted.clone();
         flat.tokens[1].pop();
-        let other = Counted::none(&checkpoint("qwen3-moe")).unwrap();
+        let other = none(&checkpoint("qwen3-moe")).unwrap();
         for (text, why) in [
             (serde_json::to_string(&other).unwrap(), "other weights"),
             (serde_json::to_string(&flat).unwrap(), "other layers or experts"),
@@ -202,10 +172,10 @@ mod tests {
             (String::new(), "EOF"),
         ] {
             std::fs::write(&path, &text).unwrap();
-            let error = format!("{:#}", Counted::read(&path, &model).unwrap_err());
+            let error = format!("{:#}", read(&path, &model).unwrap_err());
             assert!(error.contains(why) && error.contains("name another file"), "{error}");
         }
         std::fs::write(&path, &whole).unwrap();
-        assert_eq!(Counted::read(&path, &model).unwrap(), counted);
+        assert_eq!(read(&path, &model).unwrap(), counted);
     }
 }

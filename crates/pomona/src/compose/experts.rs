@@ -3,10 +3,10 @@
 
 use anyhow::{Result, bail};
 use pomona_models::{Checkpoint, Division, Parallel};
-use pomona_policy::experts::{balance, place};
+use pomona_policy::experts::{Counted, balance, place};
 use pomona_types::ExpertsSpec;
 
-use super::expert_file::Counted;
+use super::expert_file;
 use crate::cli::EngineArgs;
 
 /// A model's division as the flags want it, and what earlier runs have counted.
@@ -18,7 +18,7 @@ pub fn divide(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(Division, O
     let division = Division::new(checkpoint.spec(), parallel)?;
     check(checkpoint, &parallel, args)?;
     let file = args.experts.expert_loads.as_deref();
-    let counted = file.map(|file| Counted::read(file, checkpoint)).transpose()?;
+    let counted = file.map(|file| expert_file::read(file, checkpoint)).transpose()?;
     let tokens = counted.as_ref().map_or(&[][..], |counted| counted.tokens.as_slice());
     let copies = args.experts.num_redundant_experts as usize;
     let ranks = division.hidden.len();
