@@ -2,7 +2,7 @@
 //! engine's word a client reads it.
 //!
 //!     cargo bench -p pomona-gateway \
-//!         [-- requests|streams|together|apart [gateway|tasks|writes] [busy]]
+//!         [-- requests|scrapes|streams|together|apart [gateway|tasks|writes] [busy]]
 //!
 //! The real gateway serves on loopback, with a byte-level BPE tokenizer and the chat template of
 //! Qwen 3 (both from the golden files of `pomona-text`), its log off. The client runs in this
@@ -20,6 +20,7 @@ mod cpu;
 mod floor;
 mod model;
 mod replica;
+mod scrapes;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -66,6 +67,9 @@ fn main() -> ExitCode {
     }
     println!("{cores} cores, shared by server, client and replica");
     let kept = !wanted("requests") || requests();
+    if wanted("scrapes") {
+        scrapes::measure();
+    }
     for pace in [Pace::Together, Pace::Apart] {
         if wanted("streams") || wanted(pace.word()) {
             streams(pace, &words);
@@ -200,6 +204,20 @@ fn paced_round(front: Front, pace: Pace) -> [f64; 4] {
     [added[added.len() / 2], added[added.len() * 99 / 100], us(server), us(client)]
 }
 
+/// The gateway over a replica, its log off.
+fn gateway(replica: Arc<dyn pomona_types::Replica>) -> pomona_gateway::Gateway {
+    let served = ServedModel {
+        names: vec![model::NAME.to_owned()],
+        replica,
+        tokenizer: model::tokenizer(),
+        template: Some(model::template()),
+        defaults: SamplingDefaults::default(),
+    };
+    let writer_begins = pomona_device::ask_for_short_turns;
+    let config = Config { access_log: false, writer_begins, ..Config::default() };
+    pomona_gateway::router(config, vec![served])
+}
+
 /// The gateway on a socket.
 struct Server {
     address: SocketAddr,
@@ -208,16 +226,7 @@ struct Server {
 
 impl Server {
     fn start(replica: Arc<dyn pomona_types::Replica>) -> Server {
-        let served = ServedModel {
-            names: vec![model::NAME.to_owned()],
-            replica,
-            tokenizer: model::tokenizer(),
-            template: Some(model::template()),
-            defaults: SamplingDefaults::default(),
-        };
-        let writer_begins = pomona_device::ask_for_short_turns;
-        let config = Config { access_log: false, writer_begins, ..Config::default() };
-        let gateway = pomona_gateway::router(config, vec![served]);
+        let gateway = gateway(replica);
         let runtime = Server::runtime();
         let (listener, address) = runtime.block_on(floor::listen());
         runtime.spawn(pomona_gateway::serve(gateway, listener, std::future::pending()));

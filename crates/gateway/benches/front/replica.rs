@@ -4,8 +4,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use pomona_types::{
-    Finish, FinishReason, Load, Micros, Refusal, Replica, ReplicaInfo, Request, RequestId, TokenId,
-    TokenOutput, TokenSink,
+    ExpertLoads, Finish, FinishReason, Load, Micros, Refusal, Replica, ReplicaInfo, Request,
+    RequestId, TokenId, TokenOutput, TokenSink,
 };
 
 use crate::{Clock, model};
@@ -40,11 +40,19 @@ fn end(sink: &mut dyn TokenSink) {
 struct NullReplica {
     info: ReplicaInfo,
     answer: Vec<TokenId>,
+    experts: Option<Arc<ExpertLoads>>,
 }
 
 /// Answers each request with so many tokens before `submit` returns.
 pub fn null(tokens: usize) -> Arc<dyn Replica> {
-    Arc::new(NullReplica { info: info(), answer: vec![word(); tokens] })
+    Arc::new(NullReplica { info: info(), answer: vec![word(); tokens], experts: None })
+}
+
+/// Answers with nothing, and has counted tokens of so many experts in each of so many layers.
+pub fn of_experts(layers: usize, experts: usize) -> Arc<dyn Replica> {
+    let tokens = (0..layers).map(|layer| vec![123_456_789 + layer as u64; experts]).collect();
+    let experts = Some(Arc::new(ExpertLoads { tokens, ..ExpertLoads::default() }));
+    Arc::new(NullReplica { info: info(), answer: Vec::new(), experts })
 }
 
 impl Replica for NullReplica {
@@ -64,6 +72,10 @@ impl Replica for NullReplica {
 
     fn load(&self) -> Load {
         Load::default()
+    }
+
+    fn experts(&self) -> Option<Arc<ExpertLoads>> {
+        self.experts.clone()
     }
 }
 

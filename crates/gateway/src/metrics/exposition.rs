@@ -22,20 +22,24 @@ impl Exposition {
 
     /// One number.
     pub(crate) fn sample(&mut self, name: &str, labels: Labels<'_>, value: impl Display) {
-        let labels = render(labels);
-        self.line(format_args!("{name}{{{labels}}} {value}"));
+        // Some models have thousands: nothing is made here but the text.
+        self.text.push_str(name);
+        self.text.push('{');
+        render(labels, &mut self.text);
+        self.line(format_args!("}} {value}"));
     }
 
     /// All the numbers of a histogram.
     pub(crate) fn histogram(&mut self, name: &str, labels: Labels<'_>, histogram: &Histogram) {
-        let labels = render(labels);
+        let mut of = String::new();
+        render(labels, &mut of);
         let (below, total, sum) = histogram.snapshot();
         for (bound, count) in below {
-            self.line(format_args!("{name}_bucket{{{labels},le=\"{bound:?}\"}} {count}"));
+            self.line(format_args!("{name}_bucket{{{of},le=\"{bound:?}\"}} {count}"));
         }
-        self.line(format_args!("{name}_bucket{{{labels},le=\"+Inf\"}} {total}"));
-        self.line(format_args!("{name}_sum{{{labels}}} {sum}"));
-        self.line(format_args!("{name}_count{{{labels}}} {total}"));
+        self.line(format_args!("{name}_bucket{{{of},le=\"+Inf\"}} {total}"));
+        self.line(format_args!("{name}_sum{{{of}}} {sum}"));
+        self.line(format_args!("{name}_count{{{of}}} {total}"));
     }
 
     /// The whole text.
@@ -48,11 +52,21 @@ impl Exposition {
     }
 }
 
-fn render(labels: Labels<'_>) -> String {
-    let escape =
-        |value: &str| value.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
-    let pairs = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escape(value)));
-    pairs.collect::<Vec<_>>().join(",")
+fn render(labels: Labels<'_>, text: &mut String) {
+    for (index, (name, value)) in labels.iter().enumerate() {
+        text.push_str(if index == 0 { "" } else { "," });
+        text.push_str(name);
+        text.push_str("=\"");
+        for letter in value.chars() {
+            match letter {
+                '\\' => text.push_str(r"\\"),
+                '"' => text.push_str(r#"\""#),
+                '\n' => text.push_str(r"\n"),
+                letter => text.push(letter),
+            }
+        }
+        text.push('"');
+    }
 }
 
 #[cfg(test)]
