@@ -33,7 +33,7 @@ use activations::Activations;
 use jobs::{Input, Inputs, TILE, spread};
 pub(crate) use jobs::{Job, Out, Part, Rows};
 use packed::GROUP;
-use panel::Panel;
+use panel::{Panel, Row};
 use pomona_device::Pool;
 use pomona_types::{Collective, GroupError};
 
@@ -106,9 +106,10 @@ impl Slab<'_> {
     fn chunks(&self, threads: usize, bytes: usize) -> impl Iterator<Item = Slab<'_>> {
         // A multiple of what shares a pass, so that all but the last are full.
         let cached = (CACHED / bytes.max(1)).max(TILE) / TILE * TILE;
-        let blocks = self.tokens.clone().step_by(cached);
-        blocks.flat_map(move |token| {
-            let tokens = token..self.tokens.end.min(token + cached);
+        let blocks = self.tokens.len().div_ceil(cached).max(1);
+        let each = self.tokens.len().div_ceil(blocks).next_multiple_of(TILE);
+        self.tokens.clone().step_by(each.max(1)).flat_map(move |token| {
+            let tokens = token..self.tokens.end.min(token + each);
             let block = Slab { tokens, ..self.clone() };
             let together = if self.format.is_dense() { DENSE_TOGETHER } else { panel::GROUPS };
             let most = (block.groups.len() / (SHARES * threads)).max(1);
@@ -164,6 +165,41 @@ impl Sink<'_> {
         match <&mut [f32; GROUP]>::try_from(&mut *out) {
             Ok(out) => self.put(out, &values),
             Err(_) => self.put(out, &values),
+        }
+    }
+
+    /// Stores the products of some groups with some tokens, which have a row of `sums` each.
+    ///
+    /// # Safety
+    /// Tokens and groups are in bounds, and no other worker stores these groups.
+    #[inline(always)]
+    unsafe fn store_panel(
+        &self,
+        tokens: Range<usize>,
+        groups: Range<usize>,
+        sums: &[[Row; panel::GROUPS]],
+    ) {
+        let first = groups.start * GROUP;
+        // Mostly a panel is full, and can be stored without a look at each of its groups.
+        let full = self.bias.is_none()
+            && groups.len() == panel::GROUPS
+            && first + panel::GROUPS * GROUP <= self.rows;
+        for (token, sums) in tokens.zip(sums) {
+            if !full {
+                for (group, Row(sums)) in groups.clone().zip(sums) {
+                    // SAFETY: by contract.
+                    unsafe { self.store(token, group, sums) };
+                }
+                continue;
+            }
+            // SAFETY: in bounds by contract, and nobody else's.
+            let out = unsafe {
+                let at = self.places.at(token) * self.rows + first;
+                &mut *self.out.add(at).cast::<[[f32; GROUP]; panel::GROUPS]>()
+            };
+            for (out, Row(sums)) in out.iter_mut().zip(sums) {
+                self.put(out, sums);
+            }
         }
     }
 

@@ -124,6 +124,8 @@ unsafe fn start(w: &[__m512i; STEPS], steps: Range<usize>) -> __m512i {
 /// Bytes to be sent for, some with each step.
 struct Fetch {
     at: *const u8,
+    /// How far this step goes.
+    until: *const u8,
     end: *const u8,
     step: usize,
 }
@@ -131,8 +133,8 @@ struct Fetch {
 impl Fetch {
     #[inline(always)]
     fn fetch(&mut self) {
-        let until = self.at.wrapping_add(self.step).min(self.end);
-        while self.at < until {
+        self.until = self.until.wrapping_add(self.step).min(self.end);
+        while self.at < self.until {
             // SAFETY: nothing is read: what is not there is not fetched.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(self.at.cast()) };
             self.at = self.at.wrapping_add(64);
@@ -156,9 +158,10 @@ impl Many<'_> {
     unsafe fn on_vectors<I: Integers, S: Scales, const TWO: bool>(&mut self) {
         // SAFETY: by contract.
         unsafe {
-            self.side::<I, S, TWO, true>(self.slab.tokens.start);
+            let mut next = self.next_panel();
+            self.side::<I, S, TWO, true>(self.slab.tokens.start, &mut next);
             for token in self.slab.tokens.clone().step_by(TOKENS).skip(1) {
-                self.side::<I, S, TWO, false>(token);
+                self.side::<I, S, TWO, false>(token, &mut next);
             }
         }
     }
@@ -207,12 +210,12 @@ impl Many<'_> {
     unsafe fn side<I: Integers, S: Scales, const TWO: bool, const FIRST: bool>(
         &mut self,
         token: usize,
+        next: &mut Fetch,
     ) {
         let width = self.activations.width();
         let of_item = if TWO { 2 } else { 1 };
         let terms = self.activations.terms(token, 0).as_ptr();
         let scaled = self.activations.scaled(token, 0).as_ptr();
-        let mut next = self.next_panel(token);
         // The first block's products are added to zeros, and make the sums.
         let mut sums: MaybeUninit<Sums> = MaybeUninit::uninit();
         let mut before: *const Sums = &NO_SUMS;
@@ -241,30 +244,20 @@ impl Many<'_> {
                 before = sums.as_ptr();
             }
         }
-        // SAFETY: `before` is what there is: zeros without blocks.
-        for (token, sums) in (token..self.slab.tokens.end).zip(unsafe { &*before }) {
-            for (group, Row(sums)) in self.groups.clone().zip(sums) {
-                // SAFETY: groups and tokens are the slab's.
-                unsafe { self.slab.sink.store(token, group, sums) };
-            }
-        }
+        let tokens = token..self.slab.tokens.end.min(token + TOKENS);
+        // SAFETY: `before` is what there is: zeros without blocks. Groups and tokens are the slab's.
+        unsafe { self.slab.sink.store_panel(tokens, self.groups.clone(), &*before) };
     }
 
-    /// The next panel's bytes: eight tokens' share of them, to be sent for while they are served.
-    /// What all tokens take turns at, no product waits for.
+    /// The next panel's bytes, to be sent for while this one is used. What all tokens take turns
+    /// at, no product waits for.
     #[inline(always)]
-    fn next_panel(&self, token: usize) -> Fetch {
-        let bytes = GROUPS * self.slab.group_bytes();
-        let sides = self.slab.tokens.len().div_ceil(TOKENS);
-        let share = |side: usize| bytes * side / sides;
-        let side = (token - self.slab.tokens.start) / TOKENS;
-        let from =
-            self.slab.weight.as_ptr().wrapping_add(self.groups.end * self.slab.group_bytes());
-        Fetch {
-            at: from.wrapping_add(share(side)),
-            end: from.wrapping_add(share(side + 1)),
-            step: (share(side + 1) - share(side)).div_ceil(self.panel.blocks),
-        }
+    fn next_panel(&self) -> Fetch {
+        let group_bytes = self.slab.group_bytes();
+        let steps = self.slab.tokens.len().div_ceil(TOKENS) * self.panel.blocks;
+        let at = self.slab.weight.as_ptr().wrapping_add(self.groups.end * group_bytes);
+        let bytes = GROUPS * group_bytes;
+        Fetch { at, until: at, end: at.wrapping_add(bytes), step: bytes.div_ceil(steps.max(1)) }
     }
 
     /// All tokens, on tile registers.
