@@ -302,7 +302,9 @@ impl Prepared {
 
     /// Keeps what experts have to do in the file that the flags name, if they do.
     fn keeper(&self, replica: &Arc<dyn Replica>) -> Result<Option<Keeper>> {
-        let file = self.args.experts.expert_loads.clone().zip(self.counted.clone());
+        let experts = &self.args.experts;
+        let file = experts.expert_loads.clone().filter(|_| !experts.expert_loads_read_only);
+        let file = file.zip(self.counted.clone());
         file.map(|(file, counted)| Keeper::start(file, counted, replica.clone())).transpose()
     }
 

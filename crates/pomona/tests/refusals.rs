@@ -227,15 +227,19 @@ fn measurements_refuse_flags_that_would_change_nothing() {
         ("bench MODEL --quality", "--clients 1", "cannot be used with '--clients"),
         ("bench MODEL --no-server", "--input-tokens 9", "cannot be used with '--input-tokens"),
         ("bench MODEL --startup", "--n-prompt 9", "cannot be used with '--n-prompt"),
-        ("bench MODEL", "--node-listen 127.0.0.1:0 --tp 2", "measure it by `pomona bench --url`"),
+        ("bench MODEL", "--node-listen 127.0.0.1:0 --tp 2", "measure that by `pomona bench --url`"),
         ("bench --url URL", "--tp 2", "the server at --url has its own ranks and drafts"),
         ("bench serve --url URL", "--pp 2", "--pipeline-parallel-size: the server at --url"),
-        ("bench serve MODEL", "--node-listen 127.0.0.1:0 --tp 2", "nodes join one start"),
-        ("bench startup MODEL", "--node-listen 127.0.0.1:0 --tp 2", "nodes join one start"),
-        ("bench sweep MODEL", "--node-listen 127.0.0.1:0 --tp 2", "nodes join one start"),
+        ("bench serve MODEL", "--node-listen 127.0.0.1:0 --tp 2", "starts servers of this machine"),
+        (
+            "bench startup MODEL",
+            "--node-listen 127.0.0.1:0 --tp 2",
+            "starts servers of this machine",
+        ),
+        ("bench sweep MODEL", "--node-listen 127.0.0.1:0 --tp 2", "starts servers of this machine"),
         ("bench kernel MODEL", "--tp 2", "--tensor-parallel-size: bench kernel times the"),
         ("perplexity MODEL FILE", "--max-model-len 64", "as long as --context says"),
-        ("perplexity MODEL FILE", "--model-draft smollm2", "leave the flags of drafts out"),
+        ("perplexity MODEL FILE", "--model-draft smollm2", "drafts are for answers"),
     ] {
         let words = format!("{measure} {flags}").replace("MODEL", model).replace("URL", url);
         let said = refused(&words.split_whitespace().collect::<Vec<_>>());

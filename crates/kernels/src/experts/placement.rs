@@ -87,7 +87,7 @@ impl Placement {
 pub(crate) struct Exchange<'a> {
     /// By pair, who computes it.
     ranks: Vec<usize>,
-    /// By rank, how many are its.
+    /// By rank, how many pairs it computes.
     counts: Vec<usize>,
     /// Columns that each rank gets.
     columns: &'a [Range<usize>],

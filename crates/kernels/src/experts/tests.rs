@@ -264,16 +264,25 @@ fn weighted_rows_are_added_up_in_order() {
 
 #[test]
 fn ranks_with_parts_of_the_pairs_add_up_what_one_with_all_would() {
-    let (tokens, width, columns) = (37, 48, [0..11, 11..12, 12..48]);
     let mut dice = Dice(9);
+    let all: Vec<u32> = (0..37 * K).map(|_| dice.next() as u32 % EXPERTS as u32).collect();
+    divide_pairs(&all);
+    // One token, with both of its experts on one rank, and on two.
+    divide_pairs(&[0, 4]);
+    divide_pairs(&[1, 0]);
+}
+
+/// Lets ranks add up pairs with these experts, and compares.
+fn divide_pairs(ids: &[u32]) {
+    let (tokens, width, columns) = (ids.len() / K, 48, [0..11, 11..12, 12..48]);
+    let mut dice = Dice(10);
     let x = random(tokens * K * width, &mut dice);
     let weights = random(tokens * K, &mut dice);
     let before = random(tokens * width, &mut dice);
-    let ids: Vec<u32> = (0..tokens * K).map(|_| dice.next() as u32 % EXPERTS as u32).collect();
     // The last rank has no expert.
     let holders = [vec![0], vec![1], vec![0, 1], vec![0, 1], vec![0]];
     let placement = Placement::new(holders.to_vec()).unwrap();
-    let (of, _) = placement.assign(&ids);
+    let (of, _) = placement.assign(ids);
     let ops = |threads| CpuOps::new(Arc::new(HostDevice::new()), Pool::new(threads), Isa::detect());
     let alone = {
         let ops = ops(1);
@@ -295,14 +304,14 @@ fn ranks_with_parts_of_the_pairs_add_up_what_one_with_all_would() {
         let results: Vec<f32> = x.chunks(width).enumerate().flat_map(here).collect();
         let results = floats(&ops, &[tokens, K, width], &results);
         let (ids, weights) =
-            (integers(&ops, &[tokens, K], &ids), floats(&ops, &[tokens, K], &weights));
+            (integers(&ops, &[tokens, K], ids), floats(&ops, &[tokens, K], &weights));
         let (placement, columns) = (&placement, &columns);
         let pairs = Pairs { ids: &ids, weights: &weights, placement, columns };
         let out = floats(&ops, &[tokens, columns[rank].len()], &own(&before));
         ops.combine_divided(&group, &pairs, &results, Write::Add, &out).unwrap();
         assert_eq!(read_floats(&ops, &out), own(&alone), "rank {rank}");
         let short = out.rows(0, tokens - 1);
-        let refused = ops.combine_divided(&group, &pairs, &results, Write::Add, &short);
+        let refused = ops.combine_divided(&group, &pairs, &results, Write::Set, &short);
         assert!(refused.is_err());
     };
     std::thread::scope(|scope| {

@@ -33,7 +33,7 @@ use activations::Activations;
 use jobs::{Input, Inputs, TILE, spread};
 pub(crate) use jobs::{Job, Out, Part, Rows};
 use packed::GROUP;
-use panel::{Panel, Row};
+use panel::Panel;
 use pomona_device::Pool;
 use pomona_types::{Collective, GroupError};
 
@@ -104,7 +104,8 @@ impl Slab<'_> {
     /// Cuts it: so that workers end together, and activations of a piece, `bytes` of each token,
     /// stay in a core's cache while all groups pass over them.
     fn chunks(&self, threads: usize, bytes: usize) -> impl Iterator<Item = Slab<'_>> {
-        // A multiple of what shares a pass, so that all but the last are full.
+        // A multiple of what shares a pass, so that all but the last are full; equal, so that no
+        // panel is unpacked for a short rest.
         let cached = (CACHED / bytes.max(1)).max(TILE) / TILE * TILE;
         let blocks = self.tokens.len().div_ceil(cached).max(1);
         let each = self.tokens.len().div_ceil(blocks).next_multiple_of(TILE);
@@ -148,7 +149,7 @@ impl Sink<'_> {
     /// Stores the products of a group and a token; those beyond the last row are dropped.
     ///
     /// # Safety
-    /// `token` and `group` are in bounds, and no other worker stores this group.
+    /// `token` and `group` are in bounds, and no other worker stores this group of this token.
     #[inline(always)]
     unsafe fn store(&self, token: usize, group: usize, values: &[f32; GROUP]) {
         let first = group * GROUP;
@@ -165,41 +166,6 @@ impl Sink<'_> {
         match <&mut [f32; GROUP]>::try_from(&mut *out) {
             Ok(out) => self.put(out, &values),
             Err(_) => self.put(out, &values),
-        }
-    }
-
-    /// Stores the products of some groups with some tokens, which have a row of `sums` each.
-    ///
-    /// # Safety
-    /// Tokens and groups are in bounds, and no other worker stores these groups.
-    #[inline(always)]
-    unsafe fn store_panel(
-        &self,
-        tokens: Range<usize>,
-        groups: Range<usize>,
-        sums: &[[Row; panel::GROUPS]],
-    ) {
-        let first = groups.start * GROUP;
-        // Mostly a panel is full, and can be stored without a look at each of its groups.
-        let full = self.bias.is_none()
-            && groups.len() == panel::GROUPS
-            && first + panel::GROUPS * GROUP <= self.rows;
-        for (token, sums) in tokens.zip(sums) {
-            if !full {
-                for (group, Row(sums)) in groups.clone().zip(sums) {
-                    // SAFETY: by contract.
-                    unsafe { self.store(token, group, sums) };
-                }
-                continue;
-            }
-            // SAFETY: in bounds by contract, and nobody else's.
-            let out = unsafe {
-                let at = self.places.at(token) * self.rows + first;
-                &mut *self.out.add(at).cast::<[[f32; GROUP]; panel::GROUPS]>()
-            };
-            for (out, Row(sums)) in out.iter_mut().zip(sums) {
-                self.put(out, sums);
-            }
         }
     }
 

@@ -256,33 +256,37 @@ fn columns_that_ranks_quantise_for_each_other_give_the_bits_of_whole_rows() {
 #[test]
 fn several_parts_share_a_join_and_bias_and_addition_apply_once() {
     let mut dice = Dice(3);
-    let cols = 64;
-    let (a, b) = (
-        random_weights(Format::Q8_0, 20, cols, &mut dice),
-        random_weights(Format::F32, 30, cols, &mut dice),
-    );
-    let x: Vec<f32> = (0..2 * cols).map(|_| dice.real()).collect();
-    let bias: Vec<f32> = (0..30).map(|i| i as f32).collect();
-    let (packed_a, packed_b) =
-        (pack_rows(Format::Q8_0, &a, cols), pack_rows(Format::F32, &b, cols));
-    for isa in tiers() {
-        let how = (isa, ActivationBits::Sixteen);
-        let (alone_a, alone_b) =
-            (run(how, 1, Format::Q8_0, &a, &x, cols), run(how, 1, Format::F32, &b, &x, cols));
-        let (mut out_a, mut out_b) = (vec![1.0; 40], vec![2.0; 60]);
-        let part = |format, weight, rows, bias, out| {
-            let out = Out::new(out);
-            Part { format, weight, rows, bias, out }
-        };
-        let parts = vec![
-            part(Format::Q8_0, &packed_a[..], 20, None, &mut out_a[..]),
-            part(Format::F32, &packed_b[..], 30, Some(&bias[..]), &mut out_b[..]),
-        ];
-        let how = (Write::Add, ActivationBits::Sixteen, &mut Workspace::default());
-        linear(&Pool::new(3), isa, (&x, cols), &[one_job(2, parts)], how);
-        assert!(out_a.iter().zip(&alone_a).all(|(o, v)| *o == 1.0 + v));
-        let expected = alone_b.iter().enumerate().map(|(i, v)| 2.0 + (v + bias[i % 30]));
-        assert!(out_b.iter().zip(expected).all(|(o, v)| *o == v));
+    // Few tokens; panels that are full and that are not; more tokens than stay in a cache.
+    for (tokens, rows, cols) in [(2, 20, 64), (17, 48, 64), (17, 100, 64), (203, 48, 2048)] {
+        let formats = [Format::Q8_0, Format::Q8_0, Format::F32];
+        let weights = formats.map(|format| random_weights(format, rows, cols, &mut dice));
+        let x: Vec<f32> = (0..tokens * cols).map(|_| dice.real()).collect();
+        let bias: Vec<f32> = (0..rows).map(|i| i as f32).collect();
+        for isa in tiers() {
+            let how = (isa, ActivationBits::Sixteen);
+            let run_alone = |i: usize| run(how, 1, formats[i], &weights[i], &x, cols);
+            let packed = [0, 1, 2].map(|i| pack_rows(formats[i], &weights[i], cols));
+            let mut outs = [1.0, 2.0, 3.0].map(|before| vec![before; tokens * rows]);
+            let biases = [None, Some(&bias[..]), Some(&bias[..])];
+            let parts = outs.iter_mut().enumerate().map(|(i, out)| Part {
+                format: formats[i],
+                weight: &packed[i],
+                rows,
+                bias: biases[i],
+                out: Out::new(out),
+            });
+            let jobs = [one_job(tokens, parts.collect())];
+            let how = (Write::Add, ActivationBits::Sixteen, &mut Workspace::default());
+            linear(&Pool::new(3), isa, (&x, cols), &jobs, how);
+            for (i, out) in outs.iter().enumerate() {
+                let value = |(at, alone): (usize, &f32)| match biases[i] {
+                    Some(bias) => (i + 1) as f32 + (alone + bias[at % rows]),
+                    None => (i + 1) as f32 + alone,
+                };
+                let expected: Vec<f32> = run_alone(i).iter().enumerate().map(value).collect();
+                assert_eq!(*out, expected, "{isa:?}, part {i}, {tokens} tokens, {rows} rows");
+            }
+        }
     }
 }
 

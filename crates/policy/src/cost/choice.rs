@@ -39,11 +39,18 @@ impl Choices {
 
 impl CostModel {
     /// The quickest algorithms over a transport: as many as others read, so that all ranks know the
-    /// same.
+    /// same. Where they are more, those of the largest numbers of ranks are left out.
     pub fn choices(&self, transport: Transport) -> Choices {
         let settings = self.settings().into_iter().filter(|one| one.transport == transport);
-        let list = settings.flat_map(|setting| self.choices_of(setting)).take(CHOICES_MAX);
-        Choices { list: list.collect() }
+        let mut list = Vec::new();
+        for choices in settings.map(|setting| self.choices_of(setting)) {
+            // Whole, since the last one is for all larger sizes.
+            if list.len() + choices.len() > CHOICES_MAX {
+                break;
+            }
+            list.extend(choices);
+        }
+        Choices { list }
     }
 
     fn choices_of(&self, setting: Setting) -> Vec<Choice> {

@@ -280,8 +280,8 @@ impl EngineArgs {
         self.speculative.drafting()
     }
 
-    /// The flags that were given of ranks, and of drafts: they change what a model needs and how
-    /// fast it is, and no number that it computes.
+    /// Which flags about ranks and drafts were given: they change what a model needs and how fast
+    /// it is, and no number that it computes.
     pub fn ranks_and_drafts(&self) -> Vec<&'static str> {
         let parallel = &self.parallel;
         let ranks = [
@@ -292,9 +292,21 @@ impl EngineArgs {
             ("--node-listen", self.nodes.node_listen.is_some()),
         ];
         let given = ranks.into_iter().filter(|(_, given)| *given).map(|(name, _)| name);
-        let drafts = self.speculative.to_flags().into_iter();
-        let drafts = drafts.filter(|(_, value)| value.is_some()).map(|(name, _)| name);
-        given.chain(self.experts.given()).chain(drafts).collect()
+        given.chain(self.experts.given()).chain(self.drafts()).collect()
+    }
+
+    /// Which flags about drafts were given.
+    pub fn drafts(&self) -> Vec<&'static str> {
+        let flags = self.speculative.to_flags().into_iter();
+        flags.filter(|(_, value)| value.is_some()).map(|(name, _)| name).collect()
+    }
+
+    /// The same, but that experts are not counted where that is kept: what a measurement asks for
+    /// tells nothing of what users will, and each start is to find experts where the last one did.
+    pub fn measured(&self) -> EngineArgs {
+        let mut engine = self.clone();
+        engine.experts.expert_loads_read_only = engine.experts.expert_loads.is_some();
+        engine
     }
 
     /// The flags that give the same settings to another server of this machine.
@@ -498,7 +510,8 @@ mod tests {
     fn flags_of_experts_go_to_servers_and_not_to_ranks() {
         use clap::Parser;
         let given = "x --ep --num-redundant-experts 2 --expert-loads loads.json --tp 2";
-        let first = Probe::parse_from(given.split_whitespace()).engine;
+        let first = Probe::parse_from(given.split_whitespace()).engine.measured();
+        assert!(first.experts.expert_loads_read_only);
         let again = |flags| Probe::parse_from(["x".to_owned()].into_iter().chain(flags)).engine;
         assert_eq!(again(first.to_server_flags()).experts, first.experts);
         assert_eq!(again(first.to_flags()).experts, ExpertArgs::default());

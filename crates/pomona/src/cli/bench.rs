@@ -298,13 +298,12 @@ fn on_one_rank(engine: &EngineArgs, why: &str) -> Result<()> {
     }
 }
 
-/// Refuses nodes to what starts models more than once: nodes join one of them.
+/// Refuses nodes to what starts servers itself, which are not told of any.
 fn on_this_machine(engine: &EngineArgs, verb: &str) -> Result<()> {
     if engine.nodes.node_listen.is_some() {
         bail!(
-            "--node-listen: {verb} starts the model more than once, and nodes join one start: \
-             start `pomona serve` with the flag and measure it by `pomona bench --url`, or the \
-             engine alone by `pomona bench MODEL --no-server`"
+            "--node-listen: {verb} starts servers of this machine: start `pomona serve` with the \
+             flag and measure that by `pomona bench --url`"
         );
     }
     Ok(())
@@ -368,7 +367,7 @@ fn predictions(args: &AllArgs, text: Option<&Path>, report: &mut Report) -> Resu
 
 /// Reads what the model costs; measures the engine alone unless another server is meant.
 fn at_hand(args: &AllArgs, model: &str, report: &mut Report) -> Result<Costs> {
-    let prepared = compose::prepare(model, &args.serve.engine)?;
+    let prepared = compose::prepare(model, &args.serve.engine.measured())?;
     let spec = prepared.checkpoint.spec().clone();
     let row_bytes = prepared.kv_row_bytes();
     let facts = prepared.facts();
@@ -402,7 +401,7 @@ fn starts(
     weight_bytes: u64,
 ) -> Result<Vec<Start>> {
     let path = compose::open(model)?.0.path;
-    let mut engine = engine.clone();
+    let mut engine = engine.measured();
     let cache = engine.weight_cache.set_apart(&format!("bench-{}", std::process::id()))?;
     let startup = Startup {
         model,
@@ -425,7 +424,7 @@ fn own_server(
     costs: Option<&Costs>,
 ) -> Result<()> {
     say("starting the server");
-    let flags = args.serve.engine.to_server_flags();
+    let flags = args.serve.engine.measured().to_server_flags();
     let mut starts = Vec::new();
     for _ in 1..args.serve.outcome.repeats {
         let server = Server::start(model, &flags)?;

@@ -21,6 +21,9 @@ pub struct ExpertArgs {
     /// and experts are placed by it; what is counted from then on is added to it
     #[arg(long, value_name = "FILE")]
     pub expert_loads: Option<PathBuf>,
+    /// Leave the file of --expert-loads as it is
+    #[arg(long, requires = "expert_loads")]
+    pub expert_loads_read_only: bool,
 }
 
 impl ExpertArgs {
@@ -30,6 +33,7 @@ impl ExpertArgs {
             ("--enable-expert-parallel", self.enable_expert_parallel),
             ("--num-redundant-experts", self.num_redundant_experts > 0),
             ("--expert-loads", self.expert_loads.is_some()),
+            ("--expert-loads-read-only", self.expert_loads_read_only),
         ];
         all.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
     }
@@ -40,6 +44,8 @@ impl ExpertArgs {
         let copies = ["--num-redundant-experts".to_owned(), self.num_redundant_experts.to_string()];
         let loads = self.expert_loads.as_ref();
         let loads = loads.map(|file| ["--expert-loads".to_owned(), file.display().to_string()]);
-        divide.into_iter().chain(copies).chain(loads.into_iter().flatten()).collect()
+        let fixed = self.expert_loads_read_only.then(|| "--expert-loads-read-only".to_owned());
+        let loads = loads.into_iter().flatten().chain(fixed);
+        divide.into_iter().chain(copies).chain(loads).collect()
     }
 }

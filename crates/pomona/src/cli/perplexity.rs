@@ -58,8 +58,8 @@ pub fn run(args: &PerplexityArgs) -> Result<()> {
     if args.engine.max_model_len.is_some() {
         bail!("--max-model-len: chunks are as long as --context says: leave the flag out");
     }
-    if args.engine.drafting().is_some() {
-        bail!("drafts are for answers, of which there are none: leave the flags of drafts out");
+    if let Some(flag) = args.engine.drafts().first() {
+        bail!("{flag}: drafts are for answers, of which there are none: leave the flag out");
     }
     let text = read(&args.file)?;
     let mut engine_args = args.engine.clone();

@@ -44,7 +44,7 @@ fn check(checkpoint: &Checkpoint, parallel: &Parallel, args: &EngineArgs) -> Res
         };
     };
     let ranks = parallel.tensor * parallel.context;
-    let needs_ranks = given.iter().find(|flag| **flag != "--expert-loads");
+    let needs_ranks = given.iter().find(|flag| !flag.starts_with("--expert-loads"));
     if let Some(flag) = needs_ranks.filter(|_| ranks == 1) {
         let replicas = match args.parallel.data_parallel_size {
             1 => "",

@@ -39,7 +39,7 @@ pub fn threads(args: &EngineArgs) -> usize {
     args.threads.map_or(cores, |threads| usize::from(threads).min(cores))
 }
 
-/// Those of all ranks of this machine, as far as there are cores for them.
+/// Threads of all ranks of this machine, as far as there are cores for them.
 pub fn threads_of_ranks(args: &EngineArgs) -> usize {
     (threads(args) * sharing(args)).min(Pool::default_threads())
 }

@@ -24,7 +24,7 @@ use super::amx::integers::{TileProducts, TileSums};
 use super::jobs::FEW;
 use super::packed::{GROUP, STEPS, integer_bytes};
 use super::panel::{GROUPS, Panel, Row};
-use super::{Slab, TILE};
+use super::{Sink, Slab, TILE};
 use crate::Format;
 
 /// What the first block's products are added to.
@@ -142,6 +142,42 @@ impl Fetch {
     }
 }
 
+impl Sink<'_> {
+    /// Stores the products of some groups with some tokens, which have a row of `sums` each.
+    ///
+    /// # Safety
+    /// Tokens and groups are in bounds, and no other worker stores these groups of these tokens.
+    #[inline(always)]
+    unsafe fn store_panel(
+        &self,
+        tokens: Range<usize>,
+        groups: Range<usize>,
+        sums: &[[Row; GROUPS]],
+    ) {
+        let first = groups.start * GROUP;
+        // Mostly a panel is full, and can be stored without a look at each of its groups.
+        let full =
+            self.bias.is_none() && groups.len() == GROUPS && first + GROUPS * GROUP <= self.rows;
+        for (token, sums) in tokens.zip(sums) {
+            if !full {
+                for (group, Row(sums)) in groups.clone().zip(sums) {
+                    // SAFETY: by contract.
+                    unsafe { self.store(token, group, sums) };
+                }
+                continue;
+            }
+            // SAFETY: in bounds by contract, and nobody else's.
+            let out = unsafe {
+                let at = self.places.at(token) * self.rows + first;
+                &mut *self.out.add(at).cast::<[[f32; GROUP]; GROUPS]>()
+            };
+            for (out, Row(sums)) in out.iter_mut().zip(sums) {
+                self.put(out, sums);
+            }
+        }
+    }
+}
+
 /// Products of a panel with many tokens.
 struct Many<'a> {
     slab: &'a Slab<'a>,
@@ -245,12 +281,12 @@ impl Many<'_> {
             }
         }
         let tokens = token..self.slab.tokens.end.min(token + TOKENS);
-        // SAFETY: `before` is what there is: zeros without blocks. Groups and tokens are the slab's.
+        // SAFETY: `before` is what there is: zeros without blocks. The rest is the slab's.
         unsafe { self.slab.sink.store_panel(tokens, self.groups.clone(), &*before) };
     }
 
-    /// The next panel's bytes, to be sent for while this one is used. What all tokens take turns
-    /// at, no product waits for.
+    /// The next panel's bytes, to be sent for while this one is used: some with each token, so that
+    /// no product waits for them.
     #[inline(always)]
     fn next_panel(&self) -> Fetch {
         let group_bytes = self.slab.group_bytes();

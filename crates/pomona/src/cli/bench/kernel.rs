@@ -27,7 +27,10 @@ pub struct KernelArgs {
 
 /// Runs the verb.
 pub fn run(args: &KernelArgs) -> Result<()> {
-    on_one_rank(&args.engine, "bench kernel times the matrices of the undivided model")?;
+    on_one_rank(
+        &args.engine,
+        "bench kernel times the matrices of the undivided model by themselves",
+    )?;
     let prepared = compose::prepare(args.model.require("bench kernel")?, &args.engine)?;
     let watch = Watch::start(&[]);
     let threads = compose::threads(&args.engine);
