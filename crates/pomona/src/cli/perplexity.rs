@@ -62,7 +62,7 @@ pub fn run(args: &PerplexityArgs) -> Result<()> {
         bail!("{flag}: drafts are for answers, of which there are none: leave the flag out");
     }
     let text = read(&args.file)?;
-    let mut engine_args = args.engine.clone();
+    let mut engine_args = args.engine.measured();
     // Room for a chunk and the one token that every request generates; one chunk at a time.
     engine_args.max_model_len = Some(args.context + 1);
     engine_args.max_num_seqs = 1;

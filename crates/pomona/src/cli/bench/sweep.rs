@@ -47,7 +47,7 @@ pub struct SweepArgs {
 pub fn run(args: &SweepArgs) -> Result<()> {
     let model = args.model.require("bench sweep")?;
     on_this_machine(&args.engine, "bench sweep")?;
-    let mut engine = args.engine.clone();
+    let mut engine = args.engine.measured();
     engine.max_num_seqs = engine.max_num_seqs.max(BATCH_MAX);
     engine.max_num_batched_tokens = engine.max_num_batched_tokens.max(engine.max_num_seqs);
     let facts = compose::prepare(model, &engine)?.facts();
