@@ -5,6 +5,10 @@ use std::ops::Range;
 
 /// Stands for the expert of a pair that another rank computes.
 pub(crate) const ELSEWHERE: u32 = u32::MAX;
+/// What reading an expert's weights takes, in pairs that are computed in that time.
+const READING: usize = 4;
+/// Fewer pairs than this are not taken from an expert's others: two ranks would unpack its weights.
+const TAKEN_MIN: usize = 16;
 
 /// Which ranks have which experts: every one is somewhere, and one that is much in demand may be in
 /// several places.
@@ -51,22 +55,84 @@ impl Placement {
     }
 
     /// Who computes which pair, in the pairs' order, and how many each rank has; `ids` are below
-    /// the number of experts. What only one rank can do is its own; of several, the one that has
-    /// least by then is next, the first of equals. All ranks come to the same.
+    /// the number of experts. All ranks come to the same.
     pub(crate) fn assign(&self, ids: &[u32]) -> (Vec<usize>, Vec<usize>) {
-        let holders = |id: &u32| &self.holders[*id as usize];
+        let mut shares = self.shares(ids);
         let mut counts = vec![0; self.ranks];
-        let mut of: Vec<usize> = ids.iter().map(|id| holders(id)[0]).collect();
-        let alone = ids.iter().zip(&of).filter(|(id, _)| holders(id).len() == 1);
-        alone.for_each(|(_, rank)| counts[*rank] += 1);
-        if self.copies {
-            for (id, rank) in ids.iter().zip(&mut of).filter(|(id, _)| holders(id).len() > 1) {
-                let idlest = holders(id).iter().copied().min_by_key(|rank| counts[*rank]);
-                *rank = idlest.unwrap_or(*rank);
-                counts[*rank] += 1;
+        let of = |id: &u32| {
+            let shares = &mut shares[*id as usize];
+            let share = shares.iter_mut().find(|share| share.pairs > 0);
+            let share = share.expect("shares have all pairs");
+            share.pairs -= 1;
+            counts[share.rank] += 1;
+            share.rank
+        };
+        (ids.iter().map(of).collect(), counts)
+    }
+
+    /// By expert, how many of its pairs each of its ranks computes. What only one can do is its
+    /// own. The others, the largest first, go whole to who has least to do by then, since an
+    /// expert's weights are read and unpacked wherever it has a pair. What is uneven then is made
+    /// up for by parts of them, of the largest first.
+    fn shares(&self, ids: &[u32]) -> Vec<Vec<Share>> {
+        let mut pairs = vec![0; self.experts()];
+        ids.iter().for_each(|id| pairs[*id as usize] += 1);
+        let mut shares: Vec<Vec<Share>> = (self.holders.iter().zip(&pairs))
+            .map(|(ranks, pairs)| vec![Share { rank: ranks[0], pairs: *pairs }])
+            .collect();
+        if !self.copies {
+            return shares;
+        }
+        let mut work = vec![0; self.ranks];
+        let (mut copied, alone): (Vec<usize>, Vec<usize>) = (0..self.experts())
+            .filter(|expert| pairs[*expert] > 0)
+            .partition(|expert| self.holders[*expert].len() > 1);
+        for expert in alone {
+            work[self.holders[expert][0]] += READING + pairs[expert];
+        }
+        copied.sort_by_key(|expert| std::cmp::Reverse(pairs[*expert]));
+        for expert in &copied {
+            let rank = self.idlest(*expert, &work);
+            work[rank] += READING + pairs[*expert];
+            shares[*expert][0].rank = rank;
+        }
+        for expert in copied {
+            while self.level(expert, &mut shares[expert], &mut work) {}
+        }
+        shares
+    }
+
+    /// Moves pairs of an expert from who has most to do of those that compute some to who has least
+    /// of those that could. Returns whether there were enough to be worth it: each time
+    /// the difference becomes smaller, so that this ends.
+    fn level(&self, expert: usize, shares: &mut Vec<Share>, work: &mut [usize]) -> bool {
+        let to = self.idlest(expert, work);
+        let busiest = shares.iter_mut().max_by_key(|share| work[share.rank]);
+        let from = busiest.expect("an expert's pairs are somewhere");
+        let more = work[from.rank].saturating_sub(work[to] + READING) / 2;
+        let more = more.min(from.pairs);
+        if more < TAKEN_MIN {
+            return false;
+        }
+        from.pairs -= more;
+        work[from.rank] -= more;
+        match shares.iter_mut().find(|share| share.rank == to) {
+            Some(share) => {
+                share.pairs += more;
+                work[to] += more;
+            }
+            None => {
+                shares.push(Share { rank: to, pairs: more });
+                work[to] += READING + more;
             }
         }
-        (of, counts)
+        true
+    }
+
+    /// Of the ranks that have an expert, the one with least to do, the first of equals.
+    fn idlest(&self, expert: usize, work: &[usize]) -> usize {
+        let holders = self.holders[expert].iter().copied();
+        holders.min_by_key(|rank| work[*rank]).expect("an expert is somewhere")
     }
 
     /// Replaces each expert by the rank's own number for it where the pair is the rank's. Returns
@@ -80,6 +146,12 @@ impl Placement {
         }
         counts
     }
+}
+
+/// A rank's part of an expert's pairs.
+struct Share {
+    rank: usize,
+    pairs: usize,
 }
 
 /// What one rank sends and gets when pairs' results are exchanged. What is for itself stays where
@@ -180,12 +252,12 @@ mod tests {
         let ids = [0, 1, 1, 2, 2, 1, 1, 0];
         let [first, second] = [0, 1].map(|rank| {
             let mut own = [0; 8];
-            assert_eq!(placement.own(&ids, rank, &mut own), [4, 4]);
+            assert_eq!(placement.own(&ids, rank, &mut own), [6, 2]);
             own
         });
         let no = ELSEWHERE;
-        assert_eq!(first, [0, 1, no, no, no, 1, no, 0]);
-        assert_eq!(second, [no, no, 0, 1, 1, no, 0, no]);
+        assert_eq!(first, [0, 1, 1, no, no, 1, 1, 0]);
+        assert_eq!(second, [no, no, no, 1, 1, no, no, no]);
         for wrong in [vec![vec![0], vec![]], vec![vec![1, 1]], vec![vec![1, 0]], vec![]] {
             assert_eq!(Placement::new(wrong), None);
         }
@@ -196,8 +268,31 @@ mod tests {
         // One token: the expert that is on both goes where the other is not.
         assert_eq!(placement().assign(&[0, 1]), (vec![0, 1], vec![1, 1]));
         assert_eq!(placement().assign(&[1, 2]), (vec![0, 1], vec![1, 1]));
-        // Three pairs are the first rank's alone: most of the others are the second's.
-        assert_eq!(placement().assign(&[1, 0, 0, 1, 1, 0, 1, 1]).1, [4, 4]);
+        // Three pairs are the first rank's alone: all others are the second's.
+        assert_eq!(placement().assign(&[1, 0, 0, 1, 1, 0, 1, 1]).1, [3, 5]);
+    }
+
+    #[test]
+    fn experts_are_taken_apart_only_for_many_pairs() {
+        let all = Placement::new(vec![vec![0, 1]; 4]).expect("all are somewhere");
+        let pairs = |counts: [usize; 4]| -> Vec<u32> {
+            (0..).zip(counts).flat_map(|(expert, count)| vec![expert; count]).collect()
+        };
+        // The largest first, each whole.
+        let (of, counts) = all.assign(&pairs([2, 9, 8, 3]));
+        assert_eq!((of[2], of[11], counts), (0, 1, vec![11, 11]));
+        assert_eq!(all.assign(&pairs([20, 0, 0, 0])).1, [20, 0], "too few to be worth it");
+        // Those that one rank takes from the other are as many as make both alike.
+        assert_eq!(all.assign(&pairs([100, 0, 0, 0])).1, [50, 50]);
+        assert_eq!(all.assign(&pairs([100, 10, 10, 0])).1, [64, 56]);
+        // Of several ranks, whatever the numbers, none has much more than its part.
+        let three = Placement::new(vec![vec![0, 1, 2]; 4]).expect("all are somewhere");
+        for seed in 0..200 {
+            let count = |expert: usize| (seed * 7919 + expert * 104_729) % 311;
+            let counts = three.assign(&pairs([0, 1, 2, 3].map(count))).1;
+            let (sum, most) = (counts.iter().sum::<usize>(), counts.iter().max().expect("ranks"));
+            assert!(*most <= sum / 3 + 3 * TAKEN_MIN, "{counts:?}");
+        }
     }
 
     #[test]
