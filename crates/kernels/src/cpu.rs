@@ -217,20 +217,28 @@ impl Ops for CpuOps {
         let (weights, tokens, out) = unsafe {
             (access.read::<u8>(&bytes)?, access.read::<u32>(tokens)?, access.write::<f32>(out)?)
         };
+        let strange = tokens.iter().find(|token| **token as usize >= vocab);
+        ensure(strange.is_none(), "embed", || {
+            format!("token {strange:?} of a vocabulary of {vocab}")
+        })?;
         let group_bytes = weights.len() / table.rows.div_ceil(GROUP);
-        for (token, out) in tokens.iter().zip(out.chunks_exact_mut(width)) {
-            let token = *token as usize;
-            ensure(token < vocab, "embed", || format!("token {token} of a vocabulary of {vocab}"))?;
-            let Some(token) = token.checked_sub(first).filter(|token| *token < table.rows) else {
-                out.fill(0.0);
-                continue;
-            };
-            let group = &weights[token / GROUP * group_bytes..][..group_bytes];
-            packed::row(table.format, group, token % GROUP, out);
-            if scale != 1.0 {
-                out.iter_mut().for_each(|o| *o *= scale);
+        let out = RowsMut::new(out, width);
+        self.by_rows(rows, width, &|range| {
+            // SAFETY: workers have disjoint ranges.
+            let out = unsafe { out.rows(range.clone()) };
+            for (token, out) in tokens[range].iter().zip(out.chunks_exact_mut(width)) {
+                let here = (*token as usize).checked_sub(first);
+                let Some(token) = here.filter(|token| *token < table.rows) else {
+                    out.fill(0.0);
+                    continue;
+                };
+                let group = &weights[token / GROUP * group_bytes..][..group_bytes];
+                packed::row(table.format, group, token % GROUP, out);
+                if scale != 1.0 {
+                    out.iter_mut().for_each(|o| *o *= scale);
+                }
             }
-        }
+        });
         Ok(())
     }
 

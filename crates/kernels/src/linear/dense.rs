@@ -9,6 +9,8 @@ use crate::isa::{Kernel, Tier};
 
 /// Tiles below which filling them is not worth a join.
 const JOIN_TILES: usize = 2;
+/// Columns that are brought side by side at a time.
+const COLUMNS: usize = 64;
 
 /// Memory for activations side by side, kept from call to call: `[tiles, cols, width]` for each
 /// job.
@@ -37,9 +39,13 @@ impl Memory {
                 // SAFETY: each worker has its own tiles, within the vector just sized.
                 let values =
                     unsafe { std::slice::from_raw_parts_mut(values.at(first), cols * width) };
-                for token in tile * width..input.tokens.min((tile + 1) * width) {
-                    let places = values[token % width..].iter_mut().step_by(width);
-                    places.zip(inputs.row(job, token)).for_each(|(place, value)| *place = *value);
+                // A few columns at a time: their places stay in the first cache.
+                for (at, values) in values.chunks_mut(COLUMNS * width).enumerate() {
+                    for token in tile * width..input.tokens.min((tile + 1) * width) {
+                        let places = values[token % width..].iter_mut().step_by(width);
+                        let row = &inputs.row(job, token)[at * COLUMNS..];
+                        places.zip(row).for_each(|(place, value)| *place = *value);
+                    }
                 }
             }
         });
