@@ -98,17 +98,18 @@ def spread(values):
     return {"median": middle, "min": low, "max": high}
 
 
-def show(found):
-    def words(s, digits=1):
-        return f"{s['median']:.{digits}f} ({s['min']:.{digits}f} to {s['max']:.{digits}f})"
+def in_words(s, digits=1):
+    return f"{s['median']:.{digits}f} ({s['min']:.{digits}f} to {s['max']:.{digits}f})"
 
+
+def show(found):
     print("\n| | engine | value | Pomona's ratio to it | with 8-bit activations |")
     print("| --- | --- | --- | --- | --- |")
     for what, by_engine in found.items():
         for name, cell in by_engine.items():
             ratios = [cell[f"ratio of {e.name}"] for e in (engines.Pomona, engines.EightBits)]
-            ratios = [words(ratio, 2) if ratio else "too few quiet rounds" for ratio in ratios]
-            print(f"| {what} | {name} | {words(cell['value'])} | {' | '.join(ratios)} |")
+            ratios = [in_words(ratio, 2) if ratio else "too few quiet rounds" for ratio in ratios]
+            print(f"| {what} | {name} | {in_words(cell['value'])} | {' | '.join(ratios)} |")
 
 
 def arguments():

@@ -1,7 +1,7 @@
 """What drafts bring: one server without them and one for each way to make them, in turns.
 
     python tools/bench/speculation.py POMONA MODEL.gguf [--rounds 5] [--threads 2] [--clients 1]
-        [--draft SMALLER.gguf]
+        [--output-tokens 128] [--draft SMALLER.gguf]
 
 POMONA is the release binary. Texts that repeat their prompt, summaries and ordinary chat, greedy;
 answers that are not those of the server without drafts end the run. Printed are medians, smallest
@@ -15,10 +15,12 @@ import json
 import pathlib
 import re
 import subprocess
+import tempfile
 import time
 import urllib.request
 
-from peers import free_port, spread, wait_until_ready
+from engines import free_port, wait_until_ready
+from peers import in_words, spread
 
 METHODS = {
     "ngram": {
@@ -50,20 +52,20 @@ PROMPTS = {
 
 class Server:
     def __init__(self, args, stack, drafting):
-        port = free_port()
+        port, self.output_tokens = free_port(), args.output_tokens
         self.url = f"http://127.0.0.1:{port}"
         command = [args.pomona, "serve", args.model, "--port", str(port)]
         command += ["--threads", str(args.threads), "--served-model-name", "m"]
         command += ["--max-model-len", "2048"]
         if drafting:
             command += ["--speculative-config", json.dumps(drafting)]
-        quiet = subprocess.DEVNULL
-        process = stack.enter_context(subprocess.Popen(command, stdout=quiet, stderr=quiet))
+        log = stack.enter_context(tempfile.TemporaryFile())
+        process = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
         stack.callback(process.terminate)
-        wait_until_ready(self.url, process)
+        wait_until_ready(self.url, process, log)
 
     def ask(self, prompt):
-        body = {"model": "m", "temperature": 0, "max_tokens": 128}
+        body = {"model": "m", "temperature": 0, "max_tokens": self.output_tokens}
         body["messages"] = [{"role": "user", "content": prompt}]
         headers = {"Content-Type": "application/json"}
         data = json.dumps(body).encode()
@@ -84,9 +86,9 @@ class Server:
         """Drafts made and accepted so far."""
         with urllib.request.urlopen(f"{self.url}/metrics") as answer:
             text = answer.read().decode()
-        names = ("draft", "accepted")
-        found = [re.search(rf"^vllm:spec_decode_num_{n}_tokens_total.* (\d+)$", text, re.M) for n in names]
-        return [int(match[1]) for match in found]
+        pattern = r"^vllm:spec_decode_num_(draft|accepted)_tokens_total.* (\d+)$"
+        found = dict(re.findall(pattern, text, re.M))
+        return int(found["draft"]), int(found["accepted"])
 
 
 def main():
@@ -96,13 +98,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clients", type=int, default=1)
+    parser.add_argument("--output-tokens", type=int, default=128)
     parser.add_argument("--draft", type=pathlib.Path)
     args = parser.parse_args()
     methods = {"plain": None, **METHODS}
     if args.draft:
         drafting = {"method": "draft_model", "model": str(args.draft), "num_speculative_tokens": 6}
         methods["draft model"] = drafting
-    print(f"{args.model.name}, {args.threads} threads, {args.clients} clients, {args.rounds} rounds")
+    load = f"{args.threads} threads, {args.clients} clients, {args.rounds} rounds"
+    print(f"{args.model.name}, {load}, {args.output_tokens} tokens each", flush=True)
     print(f"{'':<10} {'':<12} {'tok/s':>24} {'ratio':>20} {'drafts right':>20}")
     with contextlib.ExitStack() as stack:
         servers = {name: Server(args, stack, method) for name, method in methods.items()}
@@ -120,13 +124,15 @@ def compare(args, servers, kind, prompts):
         for name, server in servers.items():
             texts, rate = server.round(prompts, args.clients)
             expected = expected or texts
-            assert texts == expected, f"{name} answers otherwise than plain"
+            if texts != expected:
+                raise SystemExit(f"{kind}: {name} answers otherwise than plain")
             rates[name].append(rate)
     for name, server in servers.items():
         ratios = [mine / plain for mine, plain in zip(rates[name], rates["plain"])]
         tried, right = (now - then for now, then in zip(server.drafts(), before[name]))
         share = f"{right} of {tried}" if tried else ""
-        print(f"{kind:<10} {name:<12} {spread(rates[name]):>24} {spread(ratios, 2):>20} {share:>20}", flush=True)
+        rate, ratio = in_words(spread(rates[name])), in_words(spread(ratios), 2)
+        print(f"{kind:<10} {name:<12} {rate:>24} {ratio:>20} {share:>20}", flush=True)
 
 
 if __name__ == "__main__":
