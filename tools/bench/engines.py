@@ -46,10 +46,14 @@ class Pomona:
         return {}
 
     def engine(self, length, shallow):
+        """Figures by name; what the machine can do, just measured, and their shares of that."""
         words = ["--no-server", "--repeats", "1", "--n-prompt", str(length), *self.flags]
         found = client(self.args, [self.model, *words, "--threads", str(self.args.threads)])
-        speeds = {row["what"]: row["tokens_per_s"]["median"] for row in found["engine"]}
-        return {name: speeds[name] for name in names(length, shallow)}
+        rows = {row["what"]: row for row in found["engine"]}
+        rows = {name: rows[name] for name in names(length, shallow)}
+        speeds = {name: row["tokens_per_s"]["median"] for name, row in rows.items()}
+        limits = {name: row["limits"] for name, row in rows.items()}
+        return speeds, {"probes": found["machine"], "limits": limits}
 
     def served(self, load):
         """The load on a server that is started for it."""
@@ -100,10 +104,11 @@ class LlamaCpp(Pomona):
             found = run([*command, *test, "-r", "1", "-o", "json"])
             rows += json.loads(found.stdout)
         first, second = names(length, shallow)
-        return {
+        speeds = {
             first: next(row["avg_ts"] for row in rows if row["n_prompt"]),
             second: next(row["avg_ts"] for row in rows if row["n_gen"]),
         }
+        return speeds, {}
 
 
 class OverLoad(Pomona):
@@ -117,10 +122,11 @@ class OverLoad(Pomona):
         [long] = self.served([*load, "--input-tokens", str(length)])
         decoded = self.served([*load, "--input-tokens", "1"])[0] if shallow else long
         first, second = names(length, shallow)
-        return {
+        speeds = {
             first: long["input_tokens_mean"] / long["ttft_ms"]["p50"] * 1e3,
             second: 1e3 / decoded["inter_token_ms"]["p50"],
         }
+        return speeds, {}
 
 
 class Vllm(OverLoad):

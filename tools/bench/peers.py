@@ -28,7 +28,7 @@ KINDS = ("engine", "long", "served", "shared")
 
 
 def measure(engine, kind, args):
-    """Figures by name; all but times are better when larger."""
+    """Figures by name, all but times better when larger, and what else the record has of them."""
     if kind == "engine":
         return engine.engine(512, shallow=True)
     if kind == "long":
@@ -46,8 +46,9 @@ def measure(engine, kind, args):
         what = f"{kind}, {level['clients']} clients"
         figures[f"{what}, out tok/s"] = level["output_tokens_per_s"]["median"]
         figures[f"{what}, TTFT p50 ms"] = level["ttft_ms"]["p50"]
+        figures[f"{what}, TTFT p99 ms"] = level["ttft_ms"]["p99"]
         figures[f"{what}, token p99 ms"] = level["inter_token_ms"]["p99"]
-    return figures
+    return figures, {}
 
 
 def measure_quietly(engine, kind, round_number, args):
@@ -57,7 +58,8 @@ def measure_quietly(engine, kind, round_number, args):
         load_average, others = os.getloadavg(), machine.Others()
         entry = {"round": round_number, "engine": engine.name, "kind": kind, "attempt": attempt}
         try:
-            entry["figures"] = measure(engine, kind, args)
+            entry["figures"], more = measure(engine, kind, args)
+            entry |= more
         except RuntimeError as error:
             entry |= {"figures": {}, "error": str(error)}
         share = others.share()
@@ -166,6 +168,7 @@ def main():
         "machine": machine.facts(),
         "threads": args.threads,
         "busy_share": args.busy,
+        "rounds_min": args.rounds_min,
         "engines": {p.name: {**p.about(), "model": model_facts(p.model)} for p in peers},
         "entries": [],
     }
