@@ -57,6 +57,31 @@ pub fn cpu_quota() -> Option<f64> {
     cgroup::least("cpu", cgroup::cpu_quota)
 }
 
+/// Bytes of the second cache that are a core's own: its part of one that several share. `None` where
+/// the system does not say.
+pub fn second_cache_bytes() -> Option<usize> {
+    let core = *usable_cores().first()?;
+    let of = |index: usize, what: &str| {
+        let path = format!("/sys/devices/system/cpu/cpu{core}/cache/index{index}/{what}");
+        std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+    };
+    let is_second = |index: &usize| of(*index, "level").is_some_and(|level| level == "2");
+    let second = (0..8).find(is_second)?;
+    cache_share(&of(second, "size")?, &of(second, "shared_cpu_list")?)
+}
+
+/// A core's part of a cache of so many kibibytes, such as `2048K`, that a list of cores shares,
+/// such as `0-1,64`.
+fn cache_share(size: &str, cores: &str) -> Option<usize> {
+    let kibibytes: usize = size.strip_suffix('K')?.parse().ok()?;
+    let count = |range: &str| -> Option<usize> {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?)?.checked_add(1)
+    };
+    let cores = cores.split(',').map(count).sum::<Option<usize>>()?;
+    Some(kibibytes.checked_mul(1024)? / cores.max(1))
+}
+
 /// Keeps the calling thread on one core. Failing is harmless: the thread then floats.
 #[cfg(target_os = "linux")]
 pub(crate) fn pin_to(core: usize) {
@@ -114,6 +139,17 @@ mod tests {
     #[test]
     fn there_is_a_core_to_use() {
         assert!(!usable_cores().is_empty());
+    }
+
+    #[test]
+    fn caches_are_divided_among_those_who_share_them() {
+        assert_eq!(cache_share("2048K", "3"), Some(2 << 20));
+        assert_eq!(cache_share("2048K", "0,64"), Some(1 << 20));
+        assert_eq!(cache_share("1024K", "0-3"), Some(256 << 10));
+        for (size, cores) in [("", "0"), ("2M", "0"), ("1K", ""), ("1K", "3-1"), ("1K", "a")] {
+            assert_eq!(cache_share(size, cores), None, "{size} of {cores}");
+        }
+        assert!(second_cache_bytes().is_none_or(|bytes| bytes >= 32 << 10));
     }
 
     #[cfg(target_os = "linux")]

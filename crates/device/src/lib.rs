@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 pub use arena::ArenaDevice;
 pub use buffer::{Buffer, DeviceId};
-pub use cores::{ask_for_short_turns, cpu_quota, restrict_to, usable_cores};
+pub use cores::{ask_for_short_turns, cpu_quota, restrict_to, second_cache_bytes, usable_cores};
 pub use error::DeviceError;
 pub use host::{Access, HostDevice, HostMemory};
 pub use map::{FileIdentity, map_file};

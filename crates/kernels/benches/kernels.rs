@@ -97,7 +97,7 @@ fn join(threads: usize) {
 }
 
 fn linear(ops: &CpuOps, limits: &Probe, formats: &[Format], counts: &[usize]) {
-    const SHAPES: [(usize, usize); 2] = [(1536, 576), (4096, 2048)];
+    const SHAPES: [(usize, usize); 3] = [(1536, 576), (4096, 2048), (2048, 8192)];
     println!("\nlinear     rows x cols  tokens      us    GB/s  of read    GOP/s  of peak    best");
     for &format in formats {
         for (rows, cols) in SHAPES {

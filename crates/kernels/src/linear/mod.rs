@@ -26,7 +26,7 @@ pub(crate) mod tests;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 pub use activations::ActivationBits;
 use activations::Activations;
@@ -34,13 +34,14 @@ use jobs::{Input, Inputs, TILE, spread};
 pub(crate) use jobs::{Job, Out, Part, Rows};
 use packed::GROUP;
 use panel::Panel;
-use pomona_device::Pool;
+use pomona_device::{Pool, second_cache_bytes};
 use pomona_types::{Collective, GroupError};
 
 use crate::{Format, Isa, Write};
 
-/// Bytes of activations that stay in a core's cache while all groups of rows pass over them.
-const CACHED: usize = 512 << 10;
+/// Bytes of activations that stay in a core's cache while all groups of rows pass over them, where
+/// the system does not say how large that is.
+const CACHED_LEAST: usize = 384 << 10;
 /// Products that take as long as a byte of weights that comes from memory. With few tokens the
 /// bytes take the time, with many the products.
 const PRODUCTS_PER_BYTE: usize = 8;
@@ -106,7 +107,7 @@ impl Slab<'_> {
     fn chunks(&self, threads: usize, bytes: usize) -> impl Iterator<Item = Slab<'_>> {
         // A multiple of what shares a pass, so that all but the last are full; equal, so that no
         // panel is unpacked for a short rest.
-        let cached = (CACHED / bytes.max(1)).max(TILE) / TILE * TILE;
+        let cached = (cached() / bytes.max(1)).max(TILE) / TILE * TILE;
         let blocks = self.tokens.len().div_ceil(cached).max(1);
         let each = self.tokens.len().div_ceil(blocks).next_multiple_of(TILE);
         self.tokens.clone().step_by(each.max(1)).flat_map(move |token| {
@@ -127,6 +128,14 @@ impl Slab<'_> {
     fn group(&self, group: usize) -> &[u8] {
         &self.weight[group * self.group_bytes()..][..self.group_bytes()]
     }
+}
+
+/// Bytes of activations that stay in a core's cache: three quarters of it, as panels and what is
+/// prefetched have to have room too.
+fn cached() -> usize {
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    let own = || second_cache_bytes().map_or(0, |bytes| bytes / 4 * 3);
+    (*BYTES.get_or_init(own)).max(CACHED_LEAST)
 }
 
 /// Writes results of one part from several workers, each its own groups of rows.
