@@ -16,7 +16,7 @@ use pomona_device::DType;
 use pomona_engine::{draft_block_bytes, kv_block_bytes};
 use pomona_fabric::rendezvous::Fingerprint;
 use pomona_gateway::{SamplingDefaults, ServedModel};
-use pomona_models::{Checkpoint, Division, TensorInfo};
+use pomona_models::{Checkpoint, Division, Parallel, TensorInfo};
 use pomona_policy::experts::Counted;
 use pomona_text::{ChatTemplate, Tokenizer};
 use pomona_types::{ExpertsSpec, ModelSpec, Replica};
@@ -124,7 +124,7 @@ pub fn prepare(name: &str, args: &EngineArgs) -> Result<Prepared> {
     }
     let (division, counted) = divide(&checkpoint, args)?;
     let wishes = wishes(&checkpoint, &division, draft.as_ref(), args)?;
-    let fit = memory::fit(checkpoint.spec(), &wishes)?;
+    let fit = fit(&checkpoint, &division, &wishes, args)?;
     if args.nodes.node_listen.is_some() && division.parallel.ranks() == 1 {
         bail!(
             "--node-listen has nothing to wait for: say over how many ranks the model is to be \
@@ -177,6 +177,40 @@ pub fn wishes(
         context: division.parallel.context,
         kv_bytes: args.kv_cache_memory,
     })
+}
+
+/// Finds room for a model.
+///
+/// # Errors
+/// As [`memory::fit`]; where more machines would have room, it says how many.
+pub fn fit(
+    checkpoint: &Checkpoint,
+    division: &Division,
+    wishes: &Wishes,
+    args: &EngineArgs,
+) -> Result<Fit> {
+    let (spec, parallel) = (checkpoint.spec(), division.parallel);
+    let fits = |tensor: &u32| {
+        let division = Division::new(spec, Parallel { tensor: *tensor, ..parallel }).ok()?;
+        let ranks = 0..division.parallel.ranks();
+        let needs = ranks.map(|rank| rank_needs(checkpoint, &division, rank, args));
+        let needs = needs.reduce(Needs::max)?;
+        memory::fit(spec, &Wishes { needs, ..*wishes }).ok()
+    };
+    let why = match memory::fit(spec, wishes) {
+        Ok(fit) => return Ok(fit),
+        Err(why) => why,
+    };
+    // As many as asked for may do, where they share this machine.
+    let mut enough = parallel.tensor.max(2)..=spec.heads;
+    match enough.find(|tensor| fits(tensor).is_some()) {
+        None => Err(why),
+        Some(tensor) => bail!(
+            "{why}, or divide the model over more machines that have as much: --tensor-parallel-size \
+             {tensor} --node-listen HOST:PORT here, and `pomona node --join HOST:PORT` on each of \
+             the others"
+        ),
+    }
 }
 
 /// What one rank of a model needs.
@@ -385,6 +419,24 @@ impl Prepared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fits_nowhere_or_on_more_machines_is_told_apart() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden");
+        let checkpoint = Checkpoint::open(&golden.join("llama")).unwrap();
+        let refusal = |flags: &str, less: u64| {
+            let args = EngineArgs::of(flags);
+            let (division, _) = divide(&checkpoint, &args).unwrap();
+            let mut wishes = wishes(&checkpoint, &division, None, &args).unwrap();
+            wishes.available_bytes = wishes.needs.weight_bytes + wishes.needs.scratch_bytes - less;
+            fit(&checkpoint, &division, &wishes, &args).unwrap_err().to_string()
+        };
+        let more = "--tensor-parallel-size 4 --node-listen";
+        assert!(refusal("", 0).contains(more), "{}", refusal("", 0));
+        // Both ranks would be here.
+        assert!(refusal("--tp 2", 0).contains(more));
+        assert!(!refusal("", Needs::program().scratch_bytes).contains("--node-listen"));
+    }
 
     #[test]
     fn recommendations_are_taken_where_they_make_sense() {

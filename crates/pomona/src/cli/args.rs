@@ -453,6 +453,20 @@ pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
 }
 
 #[cfg(test)]
+impl EngineArgs {
+    /// What these flags say.
+    pub(crate) fn of(flags: &str) -> EngineArgs {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            engine: EngineArgs,
+        }
+        let words = std::iter::once("pomona").chain(flags.split_whitespace());
+        <Line as clap::Parser>::parse_from(words).engine
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -478,23 +492,16 @@ mod tests {
         }
     }
 
-    #[derive(clap::Parser, Debug)]
-    struct Probe {
-        #[command(flatten)]
-        engine: EngineArgs,
-    }
-
     #[test]
     fn flags_survive_the_way_to_another_process() {
-        use clap::Parser;
-        let given = "x --max-model-len 4K --kv-cache-dtype bfloat16 --scheduling-policy fair \
+        let given = "--max-model-len 4K --kv-cache-dtype bfloat16 --scheduling-policy fair \
                      --no-enable-prefix-caching --kv-cache-memory 1GiB --threads 2 --seed 3 \
                      --activation-bits 8 --tp 2 --cp 2 --pipeline-parallel-size 3 --dp 2 \
                      --weight-cache /srv/x --weight-cache-size 1GiB --quantization int4 \
                      --model-draft m.gguf --draft-max 5";
-        let first = Probe::parse_from(given.split_whitespace()).engine;
+        let first = EngineArgs::of(given);
         let flags = first.to_flags();
-        let again = Probe::parse_from(["x".to_owned()].into_iter().chain(flags.clone())).engine;
+        let again = EngineArgs::of(&flags.join(" "));
         assert_eq!(again.to_flags(), flags);
         assert_eq!(again.parallel, first.parallel);
         assert_eq!(again.parallel.division().ranks(), 12);
@@ -508,21 +515,18 @@ mod tests {
 
     #[test]
     fn flags_of_experts_go_to_servers_and_not_to_ranks() {
-        use clap::Parser;
-        let given = "x --ep --num-redundant-experts 2 --expert-loads loads.json --tp 2";
-        let first = Probe::parse_from(given.split_whitespace()).engine.measured();
+        let given = "--ep --num-redundant-experts 2 --expert-loads loads.json --tp 2";
+        let first = EngineArgs::of(given).measured();
         assert!(first.experts.expert_loads_read_only);
-        let again = |flags| Probe::parse_from(["x".to_owned()].into_iter().chain(flags)).engine;
+        let again = |flags: Vec<String>| EngineArgs::of(&flags.join(" "));
         assert_eq!(again(first.to_server_flags()).experts, first.experts);
         assert_eq!(again(first.to_flags()).experts, ExpertArgs::default());
     }
 
     #[test]
     fn flags_of_ranks_and_drafts_are_told_from_others() {
-        use clap::Parser;
         let check = |given: &str, names: &[&str]| {
-            let words = ["x"].into_iter().chain(given.split_whitespace());
-            assert_eq!(Probe::parse_from(words).engine.ranks_and_drafts(), names, "{given}");
+            assert_eq!(EngineArgs::of(given).ranks_and_drafts(), names, "{given}");
         };
         check("--threads 2 --activation-bits 8 --quantization int8 --tp 1", &[]);
         check("--tp 2 --pp 2", &["--tensor-parallel-size", "--pipeline-parallel-size"]);

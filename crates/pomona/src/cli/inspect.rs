@@ -234,7 +234,7 @@ fn memory_row(
     args: &EngineArgs,
 ) -> MemoryRow {
     let spec = checkpoint.spec();
-    let fit = memory::fit(spec, wishes);
+    let fit = compose::fit(checkpoint, division, wishes, args);
     let row_bytes = compose::kv_row_bytes(spec, args);
     let blocks = fit.as_ref().map_or(0, |fit| fit.kv_blocks);
     MemoryRow {

@@ -193,20 +193,12 @@ mod tests {
         assert_ne!(part_of(&plain, first), part_of(&plain, second));
     }
 
-    #[derive(clap::Parser)]
-    struct Probe {
-        #[command(flatten)]
-        engine: EngineArgs,
-    }
-
     #[test]
     fn threads_of_ranks_are_those_of_all_on_this_machine() {
-        use clap::Parser;
         let cores = Pool::default_threads();
         let check = |flags: &str, expected: usize| {
-            let words = ["x"].into_iter().chain(flags.split_whitespace());
-            let args = Probe::parse_from(words).engine;
-            assert_eq!(threads_of_ranks(&args), expected.min(cores), "{flags}");
+            let threads = threads_of_ranks(&EngineArgs::of(flags));
+            assert_eq!(threads, expected.min(cores), "{flags}");
         };
         check("", cores);
         check("--threads 1", 1);
