@@ -129,11 +129,18 @@ fn says_the_same(bed: &Bed, model: &Path, prompt: &str, cases: &[Case]) {
 fn smollm2_over_machines_says_what_it_says_alone() {
     let Some((model, bed)) = world("POMONA_TEST_SMOLLM2", 4) else { return };
     let cases = [
+        ("--tp 2", 2, "auth", "tcp"),
         ("--tp 2", 2, "auth", "libfabric"),
         ("--tp 3", 3, "seal", "tcp"),
+        ("--tp 3", 3, "auth", "libfabric"),
+        ("--tp 4", 4, "off", "tcp"),
         ("--tp 4", 4, "off", "libfabric"),
         ("--pp 2", 2, "seal", "tcp"),
+        ("--pp 2", 2, "auth", "libfabric"),
+        ("--pp 3", 3, "seal", "tcp"),
         ("--pp 3", 3, "auth", "libfabric"),
+        ("--tp 2 --dp 2", 4, "seal", "tcp"),
+        ("--tp 2 --dp 2", 4, "auth", "libfabric"),
         ("--tp 2 --pp 2", 4, "seal", "tcp"),
         ("--tp 2 --pp 2", 4, "auth", "libfabric"),
     ];
@@ -148,7 +155,12 @@ fn smollm2_over_machines_says_what_it_says_alone() {
 #[test]
 fn gemma_over_machines_says_what_it_says_alone() {
     let Some((model, bed)) = world("POMONA_TEST_GEMMA", 2) else { return };
-    let cases = [("--tp 2", 2, "seal", "tcp"), ("--pp 2", 2, "auth", "libfabric")];
+    let cases = [
+        ("--tp 2", 2, "seal", "tcp"),
+        ("--tp 2", 2, "auth", "libfabric"),
+        ("--pp 2", 2, "seal", "tcp"),
+        ("--pp 2", 2, "auth", "libfabric"),
+    ];
     says_the_same(&bed, &model, PROMPT, &cases);
 }
 
@@ -157,7 +169,10 @@ fn experts_over_machines_say_what_they_say_alone() {
     let (model, Some(bed)) = (tiny_moe(), bed(4)) else { return };
     let cases = [
         ("--tp 2 --enable-expert-parallel", 2, "seal", "tcp"),
+        ("--tp 2 --enable-expert-parallel", 2, "auth", "libfabric"),
+        ("--tp 4 --enable-expert-parallel", 4, "seal", "tcp"),
         ("--tp 4 --num-redundant-experts 2", 4, "auth", "libfabric"),
+        ("--cp 2", 2, "seal", "tcp"),
         ("--tp 2 --pp 2", 4, "seal", "tcp"),
     ];
     says_the_same(&bed, model.path(), PROMPT, &cases);

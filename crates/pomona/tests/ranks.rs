@@ -67,16 +67,29 @@ fn smollm2_says_the_same_over_any_ranks() {
 #[test]
 fn smollm2_says_the_same_where_several_ranks_keep_a_long_prompt() {
     let Some(model) = test_model("POMONA_TEST_SMOLLM2") else { return };
+    same_as_alone_to(&model, &long_prompt(), &["--cp 2", "--cp 3", "--cp 2 --tp 2"]);
+}
+
+/// About 800 tokens: four splits.
+fn long_prompt() -> String {
     let nights = (1..60).map(|n| format!("In night {n} the keeper counted {} ships. ", n * 7 % 13));
-    // About 800 tokens: four splits.
-    let prompt = format!("{}What did the keeper do?", nights.collect::<String>());
-    same_as_alone_to(&model, &prompt, &["--cp 2", "--cp 3", "--cp 2 --tp 2"]);
+    format!("{}What did the keeper do?", nights.collect::<String>())
 }
 
 #[test]
 fn gemma_says_the_same_over_any_ranks() {
     let Some(model) = test_model("POMONA_TEST_GEMMA") else { return };
-    same_as_alone(&model, &["--tp 2", "--tp 3", "--pp 3", "--tp 2 --pp 2"]);
+    let divisions = ["--tp 2", "--tp 3", "--tp 4", "--pp 2", "--pp 3", "--tp 2 --pp 2", "--dp 2"];
+    same_as_alone(&model, &divisions);
+    same_as_alone_to(&model, &long_prompt(), &["--cp 2"]);
+}
+
+#[test]
+fn experts_say_the_same_over_any_ranks() {
+    let model = tiny_moe();
+    let divisions =
+        ["--tp 2 --ep", "--tp 3", "--tp 4 --ep", "--pp 2", "--tp 2 --pp 2", "--dp 2", "--cp 2"];
+    same_as_alone(model.path(), &divisions);
 }
 
 /// A process that is killed with the test.
