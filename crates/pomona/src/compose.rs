@@ -431,11 +431,12 @@ mod tests {
             wishes.available_bytes = wishes.needs.weight_bytes + wishes.needs.scratch_bytes - less;
             fit(&checkpoint, &division, &wishes, &args).unwrap_err().to_string()
         };
-        let more = "--tensor-parallel-size 4 --node-listen";
-        assert!(refusal("", 0).contains(more), "{}", refusal("", 0));
-        // Both ranks would be here.
-        assert!(refusal("--tp 2", 0).contains(more));
-        assert!(!refusal("", Needs::program().scratch_bytes).contains("--node-listen"));
+        let over = |ranks: u32| format!("--tensor-parallel-size {ranks} --node-listen");
+        assert!(refusal("", 0).contains(&over(4)), "{}", refusal("", 0));
+        // Both ranks would be here, and each has room where it is alone.
+        assert!(refusal("--tp 2", 0).contains(&over(2)), "{}", refusal("--tp 2", 0));
+        let needed = Needs::program().scratch_bytes;
+        assert!(!refusal("", needed).contains("--node-listen"), "{}", refusal("", needed));
     }
 
     #[test]
