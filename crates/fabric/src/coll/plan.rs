@@ -54,6 +54,11 @@ impl Comm {
 impl GatherPlan<'_> {
     /// Lets `make` write the own bytes, and joins them with those of the others in `all`.
     pub fn run(&mut self, make: impl FnOnce(&mut [u8]), all: &mut [u8]) -> Result<(), GroupError> {
+        let comm = self.comm;
+        comm.settle(self.gather(make, all))
+    }
+
+    fn gather(&mut self, make: impl FnOnce(&mut [u8]), all: &mut [u8]) -> Result<(), GroupError> {
         let (lanes, widths) = (&self.comm.lanes, &self.widths);
         let bytes = |rank: usize| self.rows * widths[rank];
         if !self.in_place {

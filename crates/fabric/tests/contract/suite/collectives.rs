@@ -1,11 +1,14 @@
 //! Collectives against plain loops.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pomona_fabric::coll::{Algorithm, Comm, World};
 use pomona_types::{Collective, GroupError, LostCause};
 
 use super::{Make, bits, each_member, each_rank, noise, numbers, sums};
+
+/// Far more than anything here takes.
+const LONG: Duration = Duration::from_secs(60);
 
 /// Small, so that edges of slots are near: with three ranks a slot has about 9,700 bytes.
 const PART: usize = 90_048;
@@ -357,30 +360,51 @@ pub fn a_rank_that_waits_elsewhere_is_named_on_all(make: Make) {
 }
 
 pub fn a_rank_that_does_not_come_is_named_on_all(make: Make) {
-    let limit = Duration::from_millis(300);
+    let sum = "all_reduce of 400 bytes";
     for algorithm in Algorithm::ALL {
-        let error = the_error(each_rank(make(4, PART), |link| {
-            let late = link.rank() == 2;
-            let mut comm = World::new(link.clone()).with_limit(limit).all(PART).unwrap();
+        a_late_rank_is_named(make, sum, |comm| {
             comm.force(Some(algorithm));
-            // It does not come, and learns of the end as the others do.
-            while late && link.aborted().is_none() {
-                link.park(0, 63, 0, limit);
-            }
             comm.all_reduce(&mut [1.0; 100])
-        }));
-        let GroupError::PeerLost { rank: 2, cause, .. } = &error else {
-            panic!("{algorithm:?}: {error}")
-        };
-        let LostCause::Late { call, after_ms: 300.. } = cause else { panic!("{error}") };
-        assert!(call.starts_with("all_reduce of 400 bytes"), "{call}");
+        });
     }
+    a_late_rank_is_named(make, sum, |comm| {
+        comm.plan_reduce(100).run(|own| own.fill(1.0), &mut [0.0; 100])
+    });
+    a_late_rank_is_named(make, "all_gather of 400 bytes", |comm| {
+        comm.plan_gather(1, &[100; 4])?.run(|own| own.fill(1), &mut [0; 400])
+    });
+}
+
+/// Rank 2 of four does not come to a call, which all name as `words`.
+fn a_late_rank_is_named(
+    make: Make,
+    words: &str,
+    call: impl Fn(&mut Comm) -> Result<(), GroupError> + Sync,
+) {
+    let limit = Duration::from_millis(300);
+    let error = the_error(each_rank(make(4, PART), |link| {
+        let late = link.rank() == 2;
+        let mut comm = World::new(link.clone()).with_limit(limit).all(PART).unwrap();
+        let start = Instant::now();
+        // It does not come, and learns of the end as the others do.
+        while late && link.aborted().is_none() {
+            link.park(0, 63, 0, limit);
+            assert!(start.elapsed() < LONG, "{words}: nobody has ended the epoch");
+        }
+        let result = call(&mut comm);
+        assert_eq!(comm.barrier(), result, "{words}: the next call has another end");
+        result
+    }));
+    let GroupError::PeerLost { rank: 2, cause, .. } = &error else { panic!("{words}: {error}") };
+    let LostCause::Late { call, after_ms: 300.. } = cause else { panic!("{words}: {error}") };
+    assert!(call.starts_with(words), "{call}");
 }
 
 pub fn every_call_fails_once_the_epoch_is_over(make: Make) {
     let over = GroupError::Ended("for a test".into());
     each_rank(make(2, PART), |link| {
         let comm = World::new(link.clone()).all(PART).unwrap();
+        let (mut sum, mut gather) = (comm.plan_reduce(1), comm.plan_gather(1, &[1, 1]).unwrap());
         comm.barrier().unwrap();
         link.abort(over.clone());
         let results = [
@@ -392,6 +416,8 @@ pub fn every_call_fails_once_the_epoch_is_over(make: Make) {
             comm.receive(1 - comm.rank(), &mut [0]),
             comm.send(1 - comm.rank(), &[0]),
             comm.barrier(),
+            sum.run(|own| own.fill(1.0), &mut [0.0]),
+            gather.run(|own| own.fill(1), &mut [0; 2]),
         ];
         for result in results {
             assert_eq!(result, Err(over.clone()));
