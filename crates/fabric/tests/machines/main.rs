@@ -21,6 +21,12 @@ use pomona_fabric::secure::{Policy, Token};
 /// Nothing takes longer, on however busy a machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// So soon survivors know of a wire that is cut.
+const KNOWN: Duration = Duration::from_millis(600);
+/// Tries to keep to that. Other programs on the machine make a try slower and none quicker, so one
+/// that keeps to it shows that this can.
+const TRIES: usize = 5;
+
 /// How data is protected and carried.
 type Way = (Policy, &'static str);
 
@@ -199,28 +205,34 @@ fn a_capture_shows_the_prompt() {
     }
 }
 
-/// Something happens to rank 2 of four while they work: the others name it. Says how soon.
-fn is_named(way: Way, cause: &str, happens: impl Fn(&Bed, &Crew)) {
+/// Something happens to rank 2 of four while they work: the others name it. Says how soon, and
+/// returns when all had.
+fn is_named(way: Way, cause: &str, happens: impl Fn(&Bed, &Crew)) -> Duration {
     let bed = Bed::new(4).unwrap();
     let crew = Crew::group(&bed, 4, way, "sums");
     crew.expect("READY", &[0, 1, 2, 3]);
     let begun = Instant::now();
     happens(&bed, &crew);
+    let mut last = Duration::ZERO;
     for line in crew.expect("LOST", &[0, 1, 3]) {
         let after = line.at.duration_since(begun);
+        last = last.max(after);
         let (policy, transport) = way;
         let after = after.as_millis();
         println!("  {policy} {transport}: rank {} after {after} ms: {}", line.from, line.text);
         assert!(line.text.starts_with("LOST 2 "), "{}", line.text);
         assert!(line.text.contains(cause), "{}", line.text);
     }
+    last
 }
 
 fn an_unplugged_machine_is_named() {
     let unplug =
         |bed: &Bed, _: &Crew| ip(&["-n", &bed.machine(2), "link", "set", "eth0", "down"]).unwrap();
     for way in ways(&[OFF, SEAL, LIBFABRIC]) {
-        is_named(way, "no sign of life", unplug);
+        let mut tries = (0..TRIES).map(|_| is_named(way, "no sign of life", unplug));
+        let known = tries.any(|after| after <= KNOWN);
+        assert!(known, "policy {} over {}: never within {KNOWN:?}", way.0, way.1);
     }
 }
 
