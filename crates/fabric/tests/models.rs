@@ -1,6 +1,6 @@
 //! The lock-free parts of shared memory, in small, with every order of steps that the memory model
-//! allows: [loom](https://docs.rs/loom) tries them all. The steps are those of `link/shm.rs` and
-//! `coll/exchange.rs`; what is changed there is changed here.
+//! allows: [loom](https://docs.rs/loom) tries them all. The steps are those of `link/shm.rs`,
+//! `coll/exchange.rs` and `coll/messages.rs`; what is changed there is changed here.
 #![allow(clippy::unwrap_used)]
 
 use loom::sync::Arc;
@@ -130,4 +130,82 @@ fn two_slots_are_enough_for_rounds_without_acknowledgement() {
 #[should_panic(expected = "another round's bytes")]
 fn one_slot_is_not() {
     rounds(1);
+}
+
+/// When a receiver gives slots back.
+#[derive(Clone, Copy, PartialEq)]
+enum Credit {
+    /// It has read what was in them.
+    AfterReading,
+    /// It knows that something is in them.
+    BeforeReading,
+}
+
+/// How many credits a sender waits for before it sends a piece.
+type Needed = fn(u32) -> u32;
+
+const SLOTS: u32 = 4;
+const CREDIT_SLOTS: u32 = 2;
+
+/// As many as it takes for the slot's last piece to be among those that were given back.
+fn all_needed(piece: u32) -> u32 {
+    (piece + 1).saturating_sub(SLOTS).div_ceil(CREDIT_SLOTS)
+}
+
+/// One rank sends messages to another, through the slots and with the credits of
+/// `coll/messages.rs`: enough of them to fill each slot twice.
+fn messages(credit: Credit, needed: Needed) {
+    const PIECES: u32 = 2 * SLOTS;
+    let mut model = loom::model::Builder::new();
+    // As with rounds: not all orders, and enough to find what goes wrong.
+    model.preemption_bound = Some(2);
+    model.check(move || {
+        let slots: Arc<[AtomicU32; SLOTS as usize]> = Arc::default();
+        let filled: Arc<[AtomicU32; SLOTS as usize]> = Arc::default();
+        let credits = Arc::new(AtomicU32::new(0));
+        let (their_slots, their_filled) = (slots.clone(), filled.clone());
+        let their_credits = credits.clone();
+        let sender = thread::spawn(move || {
+            for piece in 0..PIECES {
+                while their_credits.load(Acquire) < needed(piece) {
+                    thread::yield_now();
+                }
+                let slot = (piece % SLOTS) as usize;
+                their_slots[slot].store(piece + 1, Relaxed);
+                their_filled[slot].fetch_add(1, Release);
+            }
+        });
+        for piece in 0..PIECES {
+            let slot = (piece % SLOTS) as usize;
+            while filled[slot].load(Acquire) < piece / SLOTS + 1 {
+                thread::yield_now();
+            }
+            let gives = (piece + 1).is_multiple_of(CREDIT_SLOTS);
+            if gives && credit == Credit::BeforeReading {
+                credits.fetch_add(1, Release);
+            }
+            assert_eq!(slots[slot].load(Relaxed), piece + 1, "another piece's bytes");
+            if gives && credit == Credit::AfterReading {
+                credits.fetch_add(1, Release);
+            }
+        }
+        sender.join().unwrap();
+    });
+}
+
+#[test]
+fn credits_keep_pieces_that_were_not_read() {
+    messages(Credit::AfterReading, all_needed);
+}
+
+#[test]
+#[should_panic(expected = "another piece's bytes")]
+fn credits_that_are_given_before_reading_do_not() {
+    messages(Credit::BeforeReading, all_needed);
+}
+
+#[test]
+#[should_panic(expected = "another piece's bytes")]
+fn a_sender_that_rounds_credits_down_does_not() {
+    messages(Credit::AfterReading, |piece| (piece + 1).saturating_sub(SLOTS) / CREDIT_SLOTS);
 }
