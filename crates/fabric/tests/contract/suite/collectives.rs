@@ -278,6 +278,9 @@ pub fn calls_allocate_nothing(make: Make) {
             comm.all_to_all(&[COUNT; 3], &all, &[COUNT; 3], &mut sent).unwrap();
             comm.reduce_scatter(&values, &[COUNT, 0, 0], share_of(me, &mut sums)).unwrap();
             comm.broadcast(1, &mut message).unwrap();
+            // Around in a circle, in two pieces, which do not wait for the receiver.
+            comm.send((me + 1) % 3, &all).unwrap();
+            comm.receive((me + 2) % 3, &mut sent).unwrap();
             comm.barrier().unwrap();
         };
         // The first round may make room for those that follow.
