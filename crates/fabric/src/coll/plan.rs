@@ -1,4 +1,5 @@
-//! Prepared calls: sizes are checked once, and what goes out is made where it goes out from.
+//! Prepared calls: sizes are checked once, and what goes out is made where it goes out from. Which
+//! calls, and why no others: docs/decisions/2026-11-22-plans-only-where-bytes-are-made-in-place.md.
 
 use std::sync::MutexGuard;
 
