@@ -37,8 +37,8 @@ pub trait Link: Send + Sync {
     fn arena_bytes(&self) -> usize;
 
     /// Copies `parts`, one after the other, to `offset` of `peer`'s arena, and then adds one to its
-    /// counter `counter` for this rank. Returns when the parts may be reused, which a slow peer
-    /// can delay: not longer than until the abort.
+    /// counter `counter` for this rank: once, or never if the epoch ends. Returns when the parts
+    /// may be reused, which a slow peer can delay: not longer than until the abort.
     fn put(
         &self,
         peer: usize,

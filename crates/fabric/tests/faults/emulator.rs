@@ -2,7 +2,7 @@
 //!
 //! Delay, rate, stalls from a seed; cuts of one direction or both; and, for sealed records, bytes
 //! that are changed or come twice. Loss, order and duplicates of packets are TCP's own business,
-//! so at this level they are delays.
+//! so at this level they are delays: see docs/decisions/2026-11-22-links-are-reliable.md.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
