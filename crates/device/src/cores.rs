@@ -57,8 +57,8 @@ pub fn cpu_quota() -> Option<f64> {
     cgroup::least("cpu", cgroup::cpu_quota)
 }
 
-/// Bytes of the second cache that are a core's own: its part of one that several share. `None` where
-/// the system does not say.
+/// Bytes of the second cache that are a core's own: its part of one that several share. `None`
+/// where the system does not say.
 pub fn second_cache_bytes() -> Option<usize> {
     let core = *usable_cores().first()?;
     let of = |index: usize, what: &str| {
@@ -149,7 +149,7 @@ mod tests {
         for (size, cores) in [("", "0"), ("2M", "0"), ("1K", ""), ("1K", "3-1"), ("1K", "a")] {
             assert_eq!(cache_share(size, cores), None, "{size} of {cores}");
         }
-        assert!(second_cache_bytes().is_none_or(|bytes| bytes >= 32 << 10));
+        assert!(second_cache_bytes().is_none_or(|bytes| bytes > 0));
     }
 
     #[cfg(target_os = "linux")]

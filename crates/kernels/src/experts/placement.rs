@@ -103,12 +103,12 @@ impl Placement {
     }
 
     /// Moves pairs of an expert from who has most to do of those that compute some to who has least
-    /// of those that could. Returns whether there were enough to be worth it: each time
-    /// the difference becomes smaller, so that this ends.
+    /// of those that could. Returns whether there were enough to be worth it. This ends: a rank
+    /// gets a share once at most, and other moves make the sum of the squares of work smaller.
     fn level(&self, expert: usize, shares: &mut Vec<Share>, work: &mut [usize]) -> bool {
         let to = self.idlest(expert, work);
-        let busiest = shares.iter_mut().max_by_key(|share| work[share.rank]);
-        let from = busiest.expect("an expert's pairs are somewhere");
+        let enough = shares.iter_mut().filter(|share| share.pairs >= TAKEN_MIN);
+        let Some(from) = enough.max_by_key(|share| work[share.rank]) else { return false };
         let more = work[from.rank].saturating_sub(work[to] + READING) / 2;
         let more = more.min(from.pairs);
         if more < TAKEN_MIN {

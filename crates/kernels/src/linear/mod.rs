@@ -41,7 +41,7 @@ use crate::{Format, Isa, Write};
 
 /// Bytes of activations that stay in a core's cache while all groups of rows pass over them, where
 /// the system does not say how large that is.
-const CACHED_LEAST: usize = 384 << 10;
+const CACHED_UNKNOWN: usize = 384 << 10;
 /// Products that take as long as a byte of weights that comes from memory. With few tokens the
 /// bytes take the time, with many the products.
 const PRODUCTS_PER_BYTE: usize = 8;
@@ -134,8 +134,7 @@ impl Slab<'_> {
 /// prefetched have to have room too.
 fn cached() -> usize {
     static BYTES: OnceLock<usize> = OnceLock::new();
-    let own = || second_cache_bytes().map_or(0, |bytes| bytes / 4 * 3);
-    (*BYTES.get_or_init(own)).max(CACHED_LEAST)
+    *BYTES.get_or_init(|| second_cache_bytes().map_or(CACHED_UNKNOWN, |bytes| bytes / 4 * 3))
 }
 
 /// Writes results of one part from several workers, each its own groups of rows.
