@@ -190,25 +190,32 @@ pub fn fit(
     args: &EngineArgs,
 ) -> Result<Fit> {
     let (spec, parallel) = (checkpoint.spec(), division.parallel);
-    let fits = |tensor: &u32| {
-        let division = Division::new(spec, Parallel { tensor: *tensor, ..parallel }).ok()?;
-        let ranks = 0..division.parallel.ranks();
-        let needs = ranks.map(|rank| rank_needs(checkpoint, &division, rank, args));
-        let needs = needs.reduce(Needs::max)?;
-        memory::fit(spec, &Wishes { needs, ..*wishes }).ok()
-    };
     let why = match memory::fit(spec, wishes) {
         Ok(fit) => return Ok(fit),
         Err(why) => why,
     };
-    // As many as asked for may do, where they share this machine.
-    let mut enough = parallel.tensor.max(2)..=spec.heads;
-    match enough.find(|tensor| fits(tensor).is_some()) {
+    let fits = |tensor: &u32| {
+        let Ok(division) = Division::new(spec, Parallel { tensor: *tensor, ..parallel }) else {
+            return false;
+        };
+        (0..division.parallel.ranks()).all(|rank| {
+            let needs = rank_needs(checkpoint, &division, rank, args);
+            memory::fit(spec, &Wishes { needs, ..*wishes }).is_ok()
+        })
+    };
+    // What else is on a machine then is not counted here.
+    let plain = args.parallel.data_parallel_size == 1
+        && args.experts.num_redundant_experts == 0
+        && args.drafting().is_none();
+    // Where ranks share this machine, as many as asked for may do.
+    let least = if args.nodes.apart() { parallel.tensor + 1 } else { parallel.tensor.max(2) };
+    match (least..=spec.heads).filter(|_| plain).find(fits) {
         None => Err(why),
         Some(tensor) => bail!(
-            "{why}, or divide the model over more machines that have as much: --tensor-parallel-size \
-             {tensor} --node-listen HOST:PORT here, and `pomona node --join HOST:PORT` on each of \
-             the others"
+            "{why}, or divide the model over {} machines that have as much: \
+             --tensor-parallel-size {tensor} --node-listen HOST:PORT here, and `pomona node --join \
+             HOST:PORT` on each of the others",
+            Parallel { tensor, ..parallel }.ranks(),
         ),
     }
 }

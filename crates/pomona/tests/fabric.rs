@@ -126,3 +126,16 @@ fn ranks_are_started_by_the_first_one_only() {
         .unwrap();
     assert!(refusal(&output).contains("pomona fabric bench"));
 }
+
+/// Libraries that only some machines have are opened when they are asked for.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_binary_needs_no_library_that_a_machine_may_lack() {
+    let listed = std::process::Command::new("ldd").arg(env!("CARGO_BIN_EXE_pomona")).output();
+    let listed = listed.unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(listed.contains("libc."), "{listed}");
+    for library in ["fabric", "nccl", "cuda", "nvrtc", "ibverbs", "ucp", "ssl"] {
+        assert!(!listed.contains(library), "{library}: {listed}");
+    }
+}

@@ -101,7 +101,8 @@ fn check(divided: &Output, alone: &Output, how: &str) {
     assert_eq!(divided.stdout, alone.stdout, "{how}: {said}");
 }
 
-/// A division of a model, its ranks, what is protected between them, and what carries data.
+/// A division of a model, its machines, of which the first has a rank of each replica, what is
+/// protected between them, and what carries data.
 type Case = (&'static str, usize, &'static str, &'static str);
 
 /// Checks that a model, a rank of it on each machine, answers as it does alone.
@@ -139,8 +140,8 @@ fn smollm2_over_machines_says_what_it_says_alone() {
         ("--pp 2", 2, "auth", "libfabric"),
         ("--pp 3", 3, "seal", "tcp"),
         ("--pp 3", 3, "auth", "libfabric"),
-        ("--tp 2 --dp 2", 4, "seal", "tcp"),
-        ("--tp 2 --dp 2", 4, "auth", "libfabric"),
+        ("--tp 2 --dp 2", 3, "seal", "tcp"),
+        ("--tp 2 --dp 2", 3, "auth", "libfabric"),
         ("--tp 2 --pp 2", 4, "seal", "tcp"),
         ("--tp 2 --pp 2", 4, "auth", "libfabric"),
     ];
@@ -205,4 +206,24 @@ fn a_pulled_cable_changes_no_answer() {
     let mut divided = leader.wait_with_output().unwrap();
     divided.stdout = rest;
     check(&divided, &alone, "with a pulled cable");
+}
+
+#[test]
+fn without_libfabric_ranks_talk_over_tcp_and_say_so_once() {
+    let Some((model, bed)) = world("POMONA_TEST_SMOLLM2", 2) else { return };
+    let home = tempfile::tempdir().unwrap();
+    let alone = ask(&mut pomona(home.path()), &model, "24").output().unwrap();
+    // Found before the system's own, and no library.
+    let broken = home.path().join("libfabric.so.1");
+    std::fs::write(&broken, "no library").unwrap();
+    let security = ["--node-security", "auth"];
+    let _node = node(&bed, 1, home.path(), &security);
+    let mut leader = on(&bed.machine(0), home.path());
+    leader.env("LD_LIBRARY_PATH", home.path());
+    ask(&mut leader, &model, "24").args(listen(&bed)).args(["--tp", "2"]);
+    leader.args(security).args(["--node-transport", "libfabric"]);
+    let divided = leader.output().unwrap();
+    check(&divided, &alone, "without libfabric");
+    let said = String::from_utf8_lossy(&divided.stderr);
+    assert_eq!(said.matches("ranks talk over tcp").count(), 1, "{said}");
 }
