@@ -57,15 +57,20 @@ impl Placement {
     /// Who computes which pair, in the pairs' order, and how many each rank has; `ids` are below
     /// the number of experts. All ranks come to the same.
     pub(crate) fn assign(&self, ids: &[u32]) -> (Vec<usize>, Vec<usize>) {
-        let mut shares = self.shares(ids);
+        let mut shares = if self.copies { self.shares(ids) } else { Vec::new() };
         let mut counts = vec![0; self.ranks];
         let of = |id: &u32| {
-            let shares = &mut shares[*id as usize];
-            let share = shares.iter_mut().find(|share| share.pairs > 0);
-            let share = share.expect("shares have all pairs");
-            share.pairs -= 1;
-            counts[share.rank] += 1;
-            share.rank
+            let rank = match shares.get_mut(*id as usize) {
+                None => self.holders[*id as usize][0],
+                Some(shares) => {
+                    let share = shares.iter_mut().find(|share| share.pairs > 0);
+                    let share = share.expect("shares have all pairs");
+                    share.pairs -= 1;
+                    share.rank
+                }
+            };
+            counts[rank] += 1;
+            rank
         };
         (ids.iter().map(of).collect(), counts)
     }
@@ -80,9 +85,6 @@ impl Placement {
         let mut shares: Vec<Vec<Share>> = (self.holders.iter().zip(&pairs))
             .map(|(ranks, pairs)| vec![Share { rank: ranks[0], pairs: *pairs }])
             .collect();
-        if !self.copies {
-            return shares;
-        }
         let mut work = vec![0; self.ranks];
         let (mut copied, alone): (Vec<usize>, Vec<usize>) = (0..self.experts())
             .filter(|expert| pairs[*expert] > 0)
@@ -285,6 +287,11 @@ mod tests {
         // Those that one rank takes from the other are as many as make both alike.
         assert_eq!(all.assign(&pairs([100, 0, 0, 0])).1, [50, 50]);
         assert_eq!(all.assign(&pairs([100, 10, 10, 0])).1, [64, 56]);
+        // A share that is too small to give from does not hide another one.
+        let some = [vec![5], vec![2, 5, 6], vec![0, 2], vec![0]].to_vec();
+        let some = Placement::new(some).expect("all are somewhere");
+        let counts = some.assign(&pairs([9, 76, 43, 270])).1;
+        assert!([2, 5, 6].map(|rank| counts[rank]).iter().max() <= Some(&60), "{counts:?}");
         // Of several ranks, whatever the numbers, none has much more than its part.
         let three = Placement::new(vec![vec![0, 1, 2]; 4]).expect("all are somewhere");
         for seed in 0..200 {
