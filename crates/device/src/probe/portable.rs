@@ -4,6 +4,11 @@ use std::hint::black_box;
 
 const STEPS: u64 = 2_000_000;
 
+/// Reads all words.
+pub(super) fn sum(words: &[u64]) -> u64 {
+    super::lanes(words)
+}
+
 /// Runs multiply-adds; returns how many operations they were.
 pub(super) fn f32_operations() -> u64 {
     let mut lanes = black_box([1.0f32; 64]);
