@@ -19,6 +19,8 @@ mod tier;
 #[path = "isa/x86.rs"]
 mod tier;
 
+pub(crate) use tier::fetch;
+
 /// A tier of instructions. Each includes the ones before it of the same kind of machine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Isa {

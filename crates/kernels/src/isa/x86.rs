@@ -290,3 +290,10 @@ impl Tier for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
 }
+
+/// Sends for the line at `at`, which need not be there.
+#[inline(always)]
+pub(crate) fn fetch(at: *const u8) {
+    // SAFETY: nothing is read: what is not there is not fetched.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+}

@@ -2,15 +2,19 @@
 
 use pomona_device::Pool;
 
+use super::jobs::{ABREAST, FEW};
 use super::packed::{GROUP, PAIR_BYTES};
 use super::{Inputs, Shared, Slab, spread};
 use crate::Format;
-use crate::isa::{Kernel, Tier};
+use crate::isa::{Kernel, Tier, fetch};
 
 /// Tiles below which filling them is not worth a join.
 const JOIN_TILES: usize = 2;
 /// Columns that are brought side by side at a time.
 const COLUMNS: usize = 64;
+
+/// How far ahead of a few tokens' products weights are fetched, in bytes.
+const AHEAD: usize = 1024;
 
 /// Memory for activations side by side, kept from call to call: `[tiles, cols, width]` for each
 /// job.
@@ -134,9 +138,9 @@ impl Dense<'_> {
         while group < slab.groups.end {
             group += match slab.groups.end - group {
                 // One token: chains of sums, one for each group, are what takes time.
-                4.. if slab.all_tokens == 1 => {
-                    self.products::<T, N, 4, 1>(t, group, 0);
-                    4
+                ABREAST.. if slab.all_tokens == 1 => {
+                    self.products::<T, N, ABREAST, 1>(t, group, 0);
+                    ABREAST
                 }
                 2.. if T::REGISTERS >= 32 => self.groups::<T, N, 2>(t, group),
                 _ => self.groups::<T, N, 1>(t, group),
@@ -176,6 +180,11 @@ impl Dense<'_> {
         let mut sums = [[t.splat(0.0); G]; K];
         for (together, x) in tile.chunks(width * N::COLUMNS).enumerate() {
             let at = together * N::BYTES;
+            if self.slab.all_tokens <= FEW {
+                for weights in weights {
+                    fetch(weights.as_ptr().wrapping_add(at + AHEAD));
+                }
+            }
             for (column, x) in x.chunks_exact(width).enumerate() {
                 let x: &[f32; K] = x[token % width..].first_chunk().expect("tokens side by side");
                 // Not by a closure: one that is no part of this function lacks the tier's features.

@@ -13,6 +13,9 @@ use crate::Format;
 pub(super) const TILE: usize = 16;
 /// Up to so many tokens have a loop for just their number.
 pub(super) const COUNTED: usize = 4;
+/// Groups of rows that one or two tokens meet at once, as long as there are so many. Memory answers
+/// several streams faster than one: what goes ahead of each stops at the end of a page.
+pub(super) const ABREAST: usize = 4;
 /// Most tokens that meet weights as they come from memory; on arm64, those that have such loops.
 pub(super) const FEW: usize = if cfg!(target_arch = "aarch64") { COUNTED } else { 8 };
 /// More than counted ones are taken so many at a time; what lies beyond the last one is not looked

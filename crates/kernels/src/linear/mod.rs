@@ -30,7 +30,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 pub use activations::ActivationBits;
 use activations::Activations;
-use jobs::{Input, Inputs, TILE, spread};
+use jobs::{ABREAST, COUNTED, Input, Inputs, TILE, spread};
 pub(crate) use jobs::{Job, Out, Part, Rows};
 use packed::GROUP;
 use panel::Panel;
@@ -51,8 +51,6 @@ const PRODUCTS_PER_BYTE: usize = 8;
 const CHUNK: usize = 64 << 10;
 /// Pieces of each worker, if they have enough groups.
 const SHARES: usize = 8;
-/// Groups that are taken at once where weights are dense.
-const DENSE_TOGETHER: usize = 4;
 
 /// Tokens from which it is worth two exchanges to quantise columns but once.
 const DIVIDED_TOKENS: usize = TILE;
@@ -113,7 +111,8 @@ impl Slab<'_> {
         self.tokens.clone().step_by(each.max(1)).flat_map(move |token| {
             let tokens = token..self.tokens.end.min(token + each);
             let block = Slab { tokens, ..self.clone() };
-            let together = if self.format.is_dense() { DENSE_TOGETHER } else { panel::GROUPS };
+            let at_once = self.format.is_dense() || self.all_tokens <= COUNTED;
+            let together = if at_once { ABREAST } else { panel::GROUPS };
             let most = (block.groups.len() / (SHARES * threads)).max(1);
             let size = (CHUNK / block.group_cost()).clamp(1, most).next_multiple_of(together);
             self.groups.clone().step_by(size).map(move |group| Slab {

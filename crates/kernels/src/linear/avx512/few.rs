@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use super::super::Slab;
 use super::super::activations::{ActivationBits, Activations, Scaled, Term};
-use super::super::jobs::{COUNTED, FEW};
+use super::super::jobs::{ABREAST, COUNTED, FEW};
 use super::super::packed::{BLOCK, GROUP, STEPS, integer_bytes};
 use super::formats::{Integers, Scales};
 
-/// How far ahead of a single token's products weights are fetched, in bytes.
+/// How far ahead of products weights are fetched, in bytes.
 const AHEAD: usize = 2048;
 
 /// Products with a few tokens: weights are unpacked in registers, as they come from memory.
@@ -20,83 +20,99 @@ pub(super) struct Few<'a> {
 
 impl Few<'_> {
     /// # Safety
-    /// The machine has this tier; the group is in bounds.
+    /// The machine has this tier; groups are in bounds.
     #[inline(always)]
-    pub(super) unsafe fn group<I: Integers, S: Scales>(&self, group: usize) {
-        // SAFETY: the caller has the features; all tokens lie side by side.
-        unsafe {
-            match self.slab.all_tokens {
-                1 => self.products::<I, S, 1>(group),
-                2 => self.products::<I, S, 2>(group),
-                3 => self.products::<I, S, 3>(group),
-                COUNTED => self.products::<I, S, COUNTED>(group),
-                _ => self.products::<I, S, FEW>(group),
-            }
+    pub(super) unsafe fn groups<I: Integers, S: Scales>(&self, groups: Range<usize>) {
+        let mut first = groups.start;
+        while first < groups.end {
+            let left = groups.end - first;
+            // SAFETY: the caller has the features; groups are in bounds, and all tokens lie side by
+            // side.
+            first += unsafe {
+                match self.slab.all_tokens {
+                    1 if left >= ABREAST => self.products::<I, S, 1, ABREAST>(first),
+                    1 => self.products::<I, S, 1, 1>(first),
+                    2 if left >= ABREAST => self.products::<I, S, 2, ABREAST>(first),
+                    2 => self.products::<I, S, 2, 1>(first),
+                    3 => self.products::<I, S, 3, 1>(first),
+                    COUNTED => self.products::<I, S, COUNTED, 1>(first),
+                    _ => self.products::<I, S, FEW, 1>(first),
+                }
+            };
         }
     }
 
-    /// Products with room for `T` tokens: the same operations as for many.
+    /// Products of `G` groups with room for `T` tokens, the same operations as for many; `G`.
     ///
     /// # Safety
-    /// The machine has this tier; the group is in bounds, and `T` tokens have room.
+    /// The machine has this tier; groups are in bounds, and `T` tokens have room.
     #[inline(always)]
-    unsafe fn products<I: Integers, S: Scales, const T: usize>(&self, group: usize) {
+    unsafe fn products<I: Integers, S: Scales, const T: usize, const G: usize>(
+        &self,
+        first: usize,
+    ) -> usize {
         let slab = self.slab;
-        let (bytes, blocks) = (slab.group(group), slab.cols / BLOCK);
+        let blocks = slab.cols / BLOCK;
+        let bytes: [*const u8; G] = std::array::from_fn(|g| slab.group(first + g).as_ptr());
         let size = integer_bytes(slab.format);
         let two = self.activations.bits() == ActivationBits::Sixteen;
         let (terms, scaled) = (self.activations.terms(0, 0), self.activations.scaled(0, 0));
-        // SAFETY: the caller has the features; blocks are within the group and the activations,
+        // SAFETY: the caller has the features; blocks are within the groups and the activations,
         // where `T` tokens lie side by side.
         unsafe {
-            let scales = bytes.as_ptr().add(blocks * size);
-            let mut sums = [_mm512_setzero_ps(); T];
+            let mut sums = [[_mm512_setzero_ps(); T]; G];
             for b in 0..blocks {
-                let at = bytes.as_ptr().add(b * size);
-                // Beyond the group's end lies the next one, or nothing that harms.
-                for line in (0..size).step_by(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line).cast());
-                }
-                let (w, scales) = (I::steps(at), S::of(scales, b));
                 let terms = terms.as_ptr().add(b * T * if two { 2 } else { 1 });
                 let scaled = scaled.as_ptr().add(b * T);
-                for part in 0..S::PARTS {
-                    let steps = part * STEPS / S::PARTS..(part + 1) * STEPS / S::PARTS;
-                    // Loops, not closures: not all of these would become part of this function, and
-                    // with it get the tier's instructions.
-                    let mut integers = [_mm512_setzero_si512(); T];
-                    for t in 0..T {
-                        integers[t] = start::<S>(&*scaled.add(t), part);
+                for g in 0..G {
+                    let at = bytes[g].add(b * size);
+                    // Beyond the group's end lies the next one, or nothing that harms.
+                    for line in (0..size).step_by(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line).cast());
                     }
-                    if two {
-                        add::<T>(&w, (terms.add(1), 2), steps.clone(), &mut integers);
-                        let mut high = [_mm512_setzero_si512(); T];
-                        add::<T>(&w, (terms, 2), steps, &mut high);
+                    let (w, scales) = (I::steps(at), S::of(bytes[g].add(blocks * size), b));
+                    let sums = &mut sums[g];
+                    for part in 0..S::PARTS {
+                        let steps = part * STEPS / S::PARTS..(part + 1) * STEPS / S::PARTS;
+                        // Loops, not closures: not all of these would become part of this
+                        // function, and with it get the tier's instructions.
+                        let mut integers = [_mm512_setzero_si512(); T];
                         for t in 0..T {
-                            let high = _mm512_slli_epi32(high[t], 8);
-                            integers[t] = _mm512_add_epi32(high, integers[t]);
+                            integers[t] = start::<S>(&*scaled.add(t), part);
                         }
-                    } else {
-                        add::<T>(&w, (terms, 1), steps, &mut integers);
-                    }
-                    let [d, m] = scales[part];
-                    for t in 0..T {
-                        let Scaled { scale, sum, .. } = *scaled.add(t);
-                        let value = _mm512_cvtepi32_ps(integers[t]);
-                        let value = _mm512_mul_ps(value, _mm512_set1_ps(scale));
-                        sums[t] = _mm512_fmadd_ps(value, d, sums[t]);
-                        if S::MINIMA {
-                            sums[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), sums[t]);
+                        if two {
+                            add::<T>(&w, (terms.add(1), 2), steps.clone(), &mut integers);
+                            let mut high = [_mm512_setzero_si512(); T];
+                            add::<T>(&w, (terms, 2), steps, &mut high);
+                            for t in 0..T {
+                                let high = _mm512_slli_epi32(high[t], 8);
+                                integers[t] = _mm512_add_epi32(high, integers[t]);
+                            }
+                        } else {
+                            add::<T>(&w, (terms, 1), steps, &mut integers);
+                        }
+                        let [d, m] = scales[part];
+                        for t in 0..T {
+                            let Scaled { scale, sum, .. } = *scaled.add(t);
+                            let value = _mm512_cvtepi32_ps(integers[t]);
+                            let value = _mm512_mul_ps(value, _mm512_set1_ps(scale));
+                            sums[t] = _mm512_fmadd_ps(value, d, sums[t]);
+                            if S::MINIMA {
+                                sums[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), sums[t]);
+                            }
                         }
                     }
                 }
             }
-            for t in 0..T.min(slab.all_tokens) {
-                let mut values = [0.0; GROUP];
-                _mm512_storeu_ps(values.as_mut_ptr(), sums[t]);
-                slab.sink.store(t, group, &values);
+            for g in 0..G {
+                for t in 0..T.min(slab.all_tokens) {
+                    let mut values = [0.0; GROUP];
+                    _mm512_storeu_ps(values.as_mut_ptr(), sums[g][t]);
+                    slab.sink.store(t, first + g, &values);
+                }
             }
         }
+        G
     }
 }
 

@@ -67,7 +67,7 @@ unsafe fn groups<I: Integers, S: Scales>(
     unsafe {
         if slab.all_tokens <= FEW {
             let work = Few { slab, activations };
-            return slab.groups.clone().for_each(|group| work.group::<I, S>(group));
+            return work.groups::<I, S>(slab.groups.clone());
         }
         panel.size(slab.format, slab.cols);
         let width = activations.width();
