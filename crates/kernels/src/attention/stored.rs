@@ -2,8 +2,14 @@
 
 use super::cache::block_of;
 use super::{BLOCK, RUN};
-use crate::isa::Tier;
+use crate::isa::{Tier, fetch};
 use crate::lanes::LANES;
+
+/// How far ahead of what is read as it is stored memory is asked for, in bytes. There lies the next
+/// head's part of a block, or the next block.
+const AHEAD: usize = 2048;
+/// Vectors of two-byte numbers to a line.
+const A_LINE: usize = 2;
 
 /// Keys and values of a run, sixteen numbers at a time.
 pub(super) trait Run<T: Tier>: Copy {
@@ -105,6 +111,9 @@ impl<T: Tier, F: Form> Run<T> for Plain<'_, F> {
     fn keys<const G: usize>(self, t: T, i: usize, block: usize) -> [T::F; G] {
         let mut keys = [t.splat(0.0); G];
         for g in 0..G {
+            if i.is_multiple_of(A_LINE) {
+                fetch(self.keys[block + g][i].as_ptr().cast::<u8>().wrapping_add(AHEAD));
+            }
             keys[g] = F::widen(t, &self.keys[block + g][i]);
         }
         keys
@@ -115,6 +124,9 @@ impl<T: Tier, F: Form> Run<T> for Plain<'_, F> {
         let stored: &[_; G] = some(self.values[block], row * self.width + at);
         let mut values = [t.splat(0.0); G];
         for g in 0..G {
+            if g.is_multiple_of(A_LINE) {
+                fetch(stored[g].as_ptr().cast::<u8>().wrapping_add(AHEAD));
+            }
             values[g] = F::widen(t, &stored[g]);
         }
         values
