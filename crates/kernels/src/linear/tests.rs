@@ -174,6 +174,33 @@ fn every_tier_is_right(
 }
 
 #[test]
+fn edges_of_groups_and_tiles_give_the_bits_of_the_reference() {
+    let mut dice = Dice(8);
+    let (most, cols) = (100, 256);
+    for format in Format::ALL {
+        let weight = random_weights(format, most, cols, &mut dice);
+        let x: Vec<f32> = (0..33 * cols).map(|_| dice.real()).collect();
+        let row_bytes = format.row_bytes(cols).unwrap();
+        for bits in BITS {
+            // A product is its row's and its token's alone: one call is right for all others.
+            let all = run((Isa::Reference, bits), 1, format, &weight, &x, cols);
+            for isa in tiers().into_iter().filter(|isa| same_bits(*isa, format)) {
+                for tokens in [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33] {
+                    for rows in [15, 16, 17, 48, 49, 64, 65, 80, most] {
+                        let (weight, x) = (&weight[..rows * row_bytes], &x[..tokens * cols]);
+                        let found = run((isa, bits), 1, format, weight, x, cols);
+                        for (found, all) in found.chunks_exact(rows).zip(all.chunks_exact(most)) {
+                            let case = (format, bits, isa, tokens, rows);
+                            assert_eq!(found, &all[..rows], "{case:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_token_does_not_depend_on_its_neighbours() {
     let mut dice = Dice(2);
     for format in Format::ALL {
