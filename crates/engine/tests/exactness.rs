@@ -1,5 +1,6 @@
 //! The promise "same request, same tokens": a request alone, among others, with other chunk sizes,
-//! thread counts, prefix hits and drafts gives the same bytes. Runs on SmolLM2, whose path
+//! thread counts, prefix hits, drafts and tiers of instructions gives the same bytes, whether
+//! activations carry 16 bits or 8 and keys and values 16 or 8. Runs on SmolLM2, whose path
 //! `POMONA_TEST_SMOLLM2` names; without it the test says so and passes, unless
 //! `POMONA_REQUIRE=smollm2`.
 
@@ -10,10 +11,10 @@ mod support;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
-use pomona_device::DType;
+use pomona_device::{DType, HostDevice, Pool};
 use pomona_engine::sampling::uniform;
 use pomona_engine::{Engine, EngineConfig, Method, Speculation};
-use pomona_kernels::{CpuOps, Ops};
+use pomona_kernels::{ActivationBits, CpuOps, Isa, Ops};
 use pomona_models::{Checkpoint, LoadOptions};
 use pomona_scheduler::batch::Ordering;
 use pomona_types::{
@@ -24,8 +25,21 @@ use support::{eager, ngram, suffix};
 
 /// Requests in the pool that mixes are drawn from; each has one undisturbed twin.
 const REQUESTS: u64 = 40;
-/// Random mixes compared with the twins.
-const MIXES: u64 = 200;
+/// Engines whose requests are compared with the twins, for each kind of numbers.
+const ENGINES: [(Numbers, u64); 3] = [
+    (Numbers { bits: ActivationBits::Sixteen, kv: DType::F16 }, 16),
+    (Numbers { bits: ActivationBits::Eight, kv: DType::F16 }, 4),
+    (Numbers { bits: ActivationBits::Sixteen, kv: DType::I8 }, 4),
+];
+/// Random mixes of requests that each of them gets.
+const MIXES: u64 = 10;
+
+/// What tokens may depend on.
+#[derive(Clone, Copy, Debug)]
+struct Numbers {
+    bits: ActivationBits,
+    kv: DType,
+}
 
 /// What one request produced.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,6 +110,7 @@ fn request(index: u64) -> Request {
 /// What may differ between two engines that must say the same.
 #[derive(Debug)]
 struct Setting {
+    isa: Isa,
     threads: usize,
     /// Tokens a step.
     budget: u32,
@@ -105,9 +120,11 @@ struct Setting {
     speculation: Option<Speculation>,
 }
 
-fn engine(path: &Path, setting: &Setting) -> Engine {
+fn engine(path: &Path, numbers: Numbers, setting: &Setting) -> Engine {
     let budget = setting.budget;
-    let ops: Arc<dyn Ops> = Arc::new(CpuOps::detect(setting.threads));
+    let pool = Pool::new(setting.threads);
+    let ops = CpuOps::new(Arc::new(HostDevice::new()), pool, setting.isa);
+    let ops: Arc<dyn Ops> = Arc::new(ops.with_activation_bits(numbers.bits));
     let checkpoint = Checkpoint::open(path).unwrap();
     let options = LoadOptions { max_tokens: budget as usize, max_outputs: budget as usize };
     let load = || checkpoint.load(ops.as_ref(), &options, &mut |_| {}).unwrap();
@@ -118,7 +135,7 @@ fn engine(path: &Path, setting: &Setting) -> Engine {
         max_model_len: 512,
         max_num_seqs: 32,
         max_num_batched_tokens: budget,
-        kv_dtype: DType::F16,
+        kv_dtype: numbers.kv,
         kv_blocks: setting.blocks,
         prefix_caching: setting.prefix_caching,
         ordering: Ordering::Fcfs,
@@ -158,18 +175,28 @@ fn model_path() -> Option<std::path::PathBuf> {
 }
 
 #[test]
-fn tokens_do_not_depend_on_batch_chunking_threads_prefix_hits_or_drafts() {
+fn tokens_do_not_depend_on_batch_chunking_threads_prefix_hits_drafts_or_tiers() {
     let Some(path) = model_path() else { return };
+    for (seed, (numbers, engines)) in (0..).zip(ENGINES) {
+        same_tokens(&path, numbers, seed * 1_000..seed * 1_000 + engines);
+    }
+}
+
+/// Draws an engine from each seed.
+fn same_tokens(path: &Path, numbers: Numbers, seeds: std::ops::Range<u64>) {
+    let isa = Isa::detect();
     let alone: Vec<Answer> = {
         let (threads, budget, prefix_caching, blocks, speculation) = (1, 256, false, 256, None);
-        let setting = Setting { threads, budget, prefix_caching, blocks, speculation };
-        let engine = engine(&path, &setting);
+        let setting = Setting { isa, threads, budget, prefix_caching, blocks, speculation };
+        let engine = engine(path, numbers, &setting);
         (0..REQUESTS).flat_map(|i| run(&engine, &[i], 1 + i)).collect()
     };
     let mut next_id = 1;
-    for mix in 0..MIXES / 10 {
-        let mut dice = Dice(mix, 0);
+    for seed in seeds {
+        let mut dice = Dice(seed, 0);
         let setting = Setting {
+            // A slower tier now and then; the slowest, plain loops, would take minutes.
+            isa: if seed % 4 == 1 { isa.min(Isa::Avx2) } else { isa },
             threads: 1 + dice.below(3) as usize,
             budget: [32, 33, 64, 100, 256][dice.below(5) as usize],
             prefix_caching: dice.below(4) > 0,
@@ -182,8 +209,8 @@ fn tokens_do_not_depend_on_batch_chunking_threads_prefix_hits_or_drafts() {
                 _ => None,
             },
         };
-        let engine = engine(&path, &setting);
-        for _ in 0..10 {
+        let engine = engine(path, numbers, &setting);
+        for _ in 0..MIXES {
             let count = if dice.below(4) == 0 { 32 } else { 1 + dice.below(8) };
             let indices: Vec<u64> = (0..count).map(|_| dice.below(REQUESTS)).collect();
             let answers = run(&engine, &indices, next_id);
@@ -191,13 +218,13 @@ fn tokens_do_not_depend_on_batch_chunking_threads_prefix_hits_or_drafts() {
             for (index, answer) in indices.iter().zip(answers) {
                 assert_eq!(
                     answer, alone[*index as usize],
-                    "request {index} among {count}: mix {mix}, {setting:?}"
+                    "request {index} among {count}: seed {seed}, {numbers:?}, {setting:?}"
                 );
             }
         }
         let load = engine.replica().load();
         let (right, tried) = (load.accepted_tokens, load.draft_tokens);
-        eprintln!("mixes {}: {setting:?}, {right} of {tried} drafts right", 10 * mix);
+        eprintln!("seed {seed}: {numbers:?}, {setting:?}, {right} of {tried} drafts right");
         assert_eq!(setting.speculation.is_some(), tried > 0);
         assert_eq!((load.running, load.waiting, load.blocks_used), (0, 0, 0));
     }
