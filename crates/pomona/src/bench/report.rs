@@ -344,16 +344,17 @@ impl Report {
     fn write_startup(&self, out: &mut String) -> std::fmt::Result {
         writeln!(
             out,
-            "\nstart, ms        listening    ready     (min to max)  first token     (min to max)  \
-             peak memory  beside weights"
+            "\nstart, ms        plain read  listening    ready     (min to max)  first token     \
+             (min to max)  peak memory  beside weights"
         )?;
         for row in &self.startup {
             let range = |t: &Spread| format!("({:.0} to {:.0})", t.min, t.max);
             let sign = if row.beside_weights < 0.0 { "-" } else { "" };
             writeln!(
                 out,
-                "{:<16} {:>9.0} {:>8.0} {:>16} {:>12.0} {:>16} {:>12} {:>15}",
+                "{:<16} {:>10} {:>10.0} {:>8.0} {:>16} {:>12.0} {:>16} {:>12} {:>15}",
                 row.what,
+                row.read_ms.as_ref().map_or("-".to_owned(), |ms| format!("{:.0}", ms.median)),
                 row.listening_ms.median,
                 row.ready_ms.median,
                 range(&row.ready_ms),

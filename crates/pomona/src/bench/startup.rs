@@ -3,7 +3,9 @@
 //! in memory or on the disk.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Advice, fadvise};
@@ -21,6 +23,8 @@ use crate::models::weight_cache::WeightCache;
 pub struct Start {
     /// Which kind.
     pub what: String,
+    /// How long a plain read of the files that it begins with takes, where these are on the disk.
+    pub read_ms: Option<Spread>,
     /// Until the port took connections.
     pub listening_ms: Spread,
     /// Until the ready line.
@@ -54,36 +58,41 @@ impl Startup<'_> {
     pub fn measure(&self, runtime: &Runtime) -> Result<Vec<Start>> {
         let Some(cache) = &self.cache else {
             return Ok(vec![
-                self.starts("cold", runtime, &|| self.forget_model())?,
-                self.starts("warm", runtime, &|| Ok(()))?,
+                self.starts("cold", runtime, &|| forget(self.files()?))?,
+                self.starts("warm", runtime, &|| Ok(Vec::new()))?,
             ]);
         };
         let _folder = Folder(cache.folder.clone());
         Ok(vec![
             self.starts("first, cold", runtime, &|| {
                 cache.clear()?;
-                self.forget_model()
+                forget(self.files()?)
             })?,
             self.starts("later, cold", runtime, &|| {
-                self.forget_model()?;
-                cache.kept()?.iter().try_for_each(|file| forget(&file.path))
+                forget(self.files()?)?;
+                forget(cache.kept()?.into_iter().map(|file| file.path).collect())
             })?,
-            self.starts("later, warm", runtime, &|| Ok(()))?,
+            self.starts("later, warm", runtime, &|| Ok(Vec::new()))?,
         ])
     }
 
+    /// Starts after `prepare`, which says what files it took out of the system's memory.
     fn starts(
         &self,
         what: &str,
         runtime: &Runtime,
-        prepare: &dyn Fn() -> Result<()>,
+        prepare: &dyn Fn() -> Result<Vec<PathBuf>>,
     ) -> Result<Start> {
         let (mut listening, mut ready, mut first) = (Vec::new(), Vec::new(), Vec::new());
-        let mut peaks = Vec::new();
+        let (mut reads, mut peaks) = (Vec::new(), Vec::new());
         for _ in 0..self.repeats {
-            prepare()?;
+            let cold = prepare()?;
+            if !cold.is_empty() {
+                reads.push(read(&cold)?.as_secs_f64() * 1e3);
+                prepare()?;
+            }
             let server = Server::start(self.model, &self.flags)?;
-            let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+            let ms = |time: Duration| time.as_secs_f64() * 1e3;
             listening.push(ms(server.listening));
             ready.push(ms(server.ready));
             runtime.block_on(first_token(&server.url, self.model))?;
@@ -94,6 +103,7 @@ impl Startup<'_> {
         let resident_peak = Spread::of(&peaks).median;
         Ok(Start {
             what: what.to_owned(),
+            read_ms: (!reads.is_empty()).then(|| Spread::of(&reads)),
             listening_ms: Spread::of(&listening),
             ready_ms: Spread::of(&ready),
             first_token_ms: Spread::of(&first),
@@ -102,18 +112,14 @@ impl Startup<'_> {
         })
     }
 
-    /// Takes the model's files out of the system's memory.
-    fn forget_model(&self) -> Result<()> {
+    /// The model's files.
+    fn files(&self) -> Result<Vec<PathBuf>> {
         if self.path.is_file() {
-            return forget(self.path);
+            return Ok(vec![self.path.to_owned()]);
         }
-        for item in fs::read_dir(self.path)? {
-            let path = item?.path();
-            if path.is_file() {
-                forget(&path)?;
-            }
-        }
-        Ok(())
+        let paths = fs::read_dir(self.path)?.map(|item| Ok(item?.path()));
+        let files = paths.filter(|path: &Result<PathBuf>| path.as_ref().is_ok_and(|p| p.is_file()));
+        files.collect()
     }
 }
 
@@ -127,15 +133,32 @@ impl Drop for Folder {
     }
 }
 
-/// Takes a file out of the system's memory, so that it is read from the disk again.
-fn forget(path: &Path) -> Result<()> {
-    let forget = || -> std::io::Result<()> {
+/// Takes files out of the system's memory, so that they are read from the disk again.
+fn forget(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
+    let forget = |path: &Path| -> std::io::Result<()> {
         let file = File::open(path)?;
         // Only what is on the disk can be forgotten.
         file.sync_all()?;
         Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
     };
-    forget().with_context(|| format!("cannot forget {}", path.display()))
+    for path in &paths {
+        forget(path).with_context(|| format!("cannot forget {}", path.display()))?;
+    }
+    Ok(paths)
+}
+
+/// How long reading files from their first byte to their last takes.
+fn read(paths: &[PathBuf]) -> Result<Duration> {
+    let (started, mut buffer) = (Instant::now(), vec![0; 1 << 20]);
+    for path in paths {
+        let mut all = || -> std::io::Result<()> {
+            let mut file = File::open(path)?;
+            while file.read(&mut buffer)? > 0 {}
+            Ok(())
+        };
+        all().with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    Ok(started.elapsed())
 }
 
 async fn first_token(url: &str, model: &str) -> Result<()> {
