@@ -117,9 +117,14 @@ impl Startup<'_> {
         if self.path.is_file() {
             return Ok(vec![self.path.to_owned()]);
         }
-        let paths = fs::read_dir(self.path)?.map(|item| Ok(item?.path()));
-        let files = paths.filter(|path: &Result<PathBuf>| path.as_ref().is_ok_and(|p| p.is_file()));
-        files.collect()
+        let mut files = Vec::new();
+        for item in fs::read_dir(self.path)? {
+            let path = item?.path();
+            if path.is_file() {
+                files.push(path);
+            }
+        }
+        Ok(files)
     }
 }
 
