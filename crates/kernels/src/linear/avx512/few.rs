@@ -8,6 +8,7 @@ use super::super::activations::{ActivationBits, Activations, Scaled, Term};
 use super::super::jobs::{ABREAST, COUNTED, FEW};
 use super::super::packed::{BLOCK, GROUP, STEPS, integer_bytes};
 use super::formats::{Integers, Scales};
+use crate::isa::fetch;
 
 /// How far ahead of products weights are fetched, in bytes.
 const AHEAD: usize = 2048;
@@ -68,7 +69,7 @@ impl Few<'_> {
                     let at = bytes[g].add(b * size);
                     // Beyond the group's end lies the next one, or nothing that harms.
                     for line in (0..size).step_by(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line).cast());
+                        fetch(at.wrapping_add(AHEAD + line));
                     }
                     let (w, scales) = (I::steps(at), S::of(bytes[g].add(blocks * size), b));
                     let sums = &mut sums[g];
