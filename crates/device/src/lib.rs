@@ -4,6 +4,7 @@
 //! cannot reach the bytes except by an explicit copy through its device or an operation of it (the
 //! `kernels` crate). Does not know operations or models.
 
+mod ahead;
 mod arena;
 mod buffer;
 mod cgroup;
@@ -34,6 +35,15 @@ pub use view::{DType, View};
 
 /// Bytes that live elsewhere: a mapped file, a vector.
 pub trait Bytes: AsRef<[u8]> + Send + Sync {
+    /// A hint that a range will be read next, and then what lies behind it. May wait until the
+    /// range is in memory.
+    fn soon(&self, _range: Range<usize>) {}
+
+    /// The bytes of a range, `None` beyond the end: as they lie, or copied to `room`.
+    fn read<'a>(&'a self, range: Range<usize>, _room: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+        self.as_ref().get(range)
+    }
+
     /// A hint that a range will hardly be read again: its pages need not stay in memory.
     fn done_with(&self, _range: Range<usize>) {}
 

@@ -4,10 +4,12 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use memmap2::{Mmap, UncheckedAdvice};
 
+use crate::ahead::ReadAhead;
 use crate::{Bytes, SharedBytes};
 
 /// What a file system says of a file without reading it. Whoever changes the file changes its
@@ -25,7 +27,7 @@ pub struct FileIdentity {
 }
 
 impl FileIdentity {
-    fn of(file: &Metadata) -> FileIdentity {
+    pub(crate) fn of(file: &Metadata) -> FileIdentity {
         FileIdentity {
             bytes: file.len(),
             inode: file.ino(),
@@ -37,6 +39,9 @@ impl FileIdentity {
 
 struct MappedFile {
     map: Mmap,
+    path: PathBuf,
+    /// From the first time that somebody wants bytes soon.
+    ahead: OnceLock<Option<ReadAhead>>,
     identity: FileIdentity,
 }
 
@@ -47,6 +52,25 @@ impl AsRef<[u8]> for MappedFile {
 }
 
 impl Bytes for MappedFile {
+    fn soon(&self, range: Range<usize>) {
+        if range.is_empty() || range.end > self.map.len() {
+            return;
+        }
+        // Without it each page is read when it is touched.
+        let begin = || ReadAhead::begin(&self.path, self.identity).ok();
+        if let Some(ahead) = self.ahead.get_or_init(begin) {
+            ahead.wait(range);
+        }
+    }
+
+    fn read<'a>(&'a self, range: Range<usize>, room: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+        let ahead = self.ahead.get().and_then(Option::as_ref);
+        match ahead {
+            Some(ahead) if ahead.copy(range.clone(), room).is_some() => Some(room),
+            _ => self.map.get(range),
+        }
+    }
+
     fn done_with(&self, range: Range<usize>) {
         if range.is_empty() || range.end > self.map.len() {
             return;
@@ -83,5 +107,6 @@ pub fn map_file(path: &Path) -> io::Result<SharedBytes> {
     // SAFETY: the mapping is private and read-only. That nobody truncates the file meanwhile is
     // the documented condition above; there is no way to enforce it.
     let map = unsafe { Mmap::map(&file)? };
-    Ok(std::sync::Arc::new(MappedFile { map, identity: FileIdentity::of(&about) }))
+    let (path, identity) = (path.to_owned(), FileIdentity::of(&about));
+    Ok(std::sync::Arc::new(MappedFile { map, path, ahead: OnceLock::new(), identity }))
 }

@@ -141,15 +141,17 @@ impl Source<'_> {
         writer.end_piece(name, self.bytes)
     }
 
-    /// Runs `pack` on ranges of groups, one after the other, and gives back the pages of the file
-    /// that each has read, so that little is in memory twice.
+    /// Runs `pack` on ranges of groups, one after the other. The file is read ahead of it, and the
+    /// pages that each has read are given back, so that little is in memory twice.
     fn in_turns<E>(&self, pack: &mut dyn FnMut(Range<usize>) -> Result<(), E>) -> Result<(), E> {
         let groups = self.from.rows.div_ceil(GROUP);
         let most = (PACKED_AT_ONCE / (GROUP * self.row_bytes)).max(1);
         for start in (0..groups).step_by(most) {
             let end = groups.min(start + most);
+            let rows = start * GROUP..self.from.rows.min(end * GROUP);
+            self.from.content.soon(rows.clone());
             pack(start..end)?;
-            self.from.content.done_with(start * GROUP..self.from.rows.min(end * GROUP));
+            self.from.content.done_with(rows);
         }
         Ok(())
     }

@@ -11,8 +11,12 @@ use crate::{Format, Isa, dequantize_row};
 
 /// Rows of a matrix, each as its format stores it.
 pub trait WeightRows: Send + Sync {
-    /// Some rows; `None` where there are no such. What has to be made is made in `room`.
+    /// Some rows; `None` where there are no such. What has to be made or copied is in `room`.
     fn rows<'a>(&'a self, rows: Range<usize>, room: &'a mut Vec<u8>) -> Option<&'a [u8]>;
+
+    /// A hint that rows will be read next, and then those behind them. May wait until they are in
+    /// memory.
+    fn soon(&self, _rows: Range<usize>) {}
 
     /// A hint that rows will hardly be read again: their pages need not stay in memory.
     fn done_with(&self, _rows: Range<usize>) {}
@@ -73,6 +77,12 @@ impl WeightRows for PartRows {
         self.source.rows(self.place(&rows)?, room)
     }
 
+    fn soon(&self, rows: Range<usize>) {
+        if let Some(rows) = self.place(&rows) {
+            self.source.soon(rows);
+        }
+    }
+
     fn done_with(&self, rows: Range<usize>) {
         if let Some(rows) = self.place(&rows) {
             self.source.done_with(rows);
@@ -102,8 +112,14 @@ impl StoredRows {
 }
 
 impl WeightRows for StoredRows {
-    fn rows<'a>(&'a self, rows: Range<usize>, _: &'a mut Vec<u8>) -> Option<&'a [u8]> {
-        (*self.bytes).as_ref().get(self.range(rows)?)
+    fn rows<'a>(&'a self, rows: Range<usize>, room: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+        self.bytes.read(self.range(rows)?, room)
+    }
+
+    fn soon(&self, rows: Range<usize>) {
+        if let Some(range) = self.range(rows) {
+            self.bytes.soon(range);
+        }
     }
 
     fn done_with(&self, rows: Range<usize>) {
@@ -134,9 +150,8 @@ impl WeightRows for QuantisedRows {
     fn rows<'a>(&'a self, rows: Range<usize>, room: &'a mut Vec<u8>) -> Option<&'a [u8]> {
         let (from, to) = (self.from.row_bytes(self.cols)?, self.to.row_bytes(self.cols)?);
         let count = rows.len();
-        // Nothing is made there of rows that lie in a file.
-        let mut unused = Vec::new();
-        let stored = self.source.rows(rows, &mut unused)?;
+        let mut stored_room = Vec::new();
+        let stored = self.source.rows(rows, &mut stored_room)?;
         room.clear();
         room.resize(count.checked_mul(to)?, 0);
         let mut values = vec![0.0; self.cols];
@@ -145,6 +160,10 @@ impl WeightRows for QuantisedRows {
             Isa::detect().run(Quantise { format: self.to, values: &values, out: made });
         }
         Some(room)
+    }
+
+    fn soon(&self, rows: Range<usize>) {
+        self.source.soon(rows);
     }
 
     fn done_with(&self, rows: Range<usize>) {
