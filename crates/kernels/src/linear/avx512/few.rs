@@ -31,13 +31,13 @@ impl Few<'_> {
             // side.
             first += unsafe {
                 match self.slab.all_tokens {
-                    1 if left >= ABREAST => self.products::<I, S, 1, ABREAST>(first),
-                    1 => self.products::<I, S, 1, 1>(first),
-                    2 if left >= ABREAST => self.products::<I, S, 2, ABREAST>(first),
-                    2 => self.products::<I, S, 2, 1>(first),
-                    3 => self.products::<I, S, 3, 1>(first),
-                    COUNTED => self.products::<I, S, COUNTED, 1>(first),
-                    _ => self.products::<I, S, FEW, 1>(first),
+                    1 if left >= ABREAST => self.products::<I, S, 1, ABREAST>(first, left),
+                    1 => self.products::<I, S, 1, 1>(first, left),
+                    2 if left >= ABREAST => self.products::<I, S, 2, ABREAST>(first, left),
+                    2 => self.products::<I, S, 2, 1>(first, left),
+                    3 => self.products::<I, S, 3, 1>(first, left),
+                    COUNTED => self.products::<I, S, COUNTED, 1>(first, left),
+                    _ => self.products::<I, S, FEW, 1>(first, left),
                 }
             };
         }
@@ -51,11 +51,15 @@ impl Few<'_> {
     unsafe fn products<I: Integers, S: Scales, const T: usize, const G: usize>(
         &self,
         first: usize,
+        left: usize,
     ) -> usize {
         let slab = self.slab;
         let blocks = slab.cols / BLOCK;
         let bytes: [*const u8; G] = std::array::from_fn(|g| slab.group(first + g).as_ptr());
         let size = integer_bytes(slab.format);
+        let (whole, factors) = (blocks * size, slab.group_bytes() - blocks * size);
+        let (ahead_by, factor) = (AHEAD / size, factors / blocks.max(1));
+        let next = if left >= 2 * G { G * slab.group_bytes() } else { 0 };
         let two = self.activations.bits() == ActivationBits::Sixteen;
         let (terms, scaled) = (self.activations.terms(0, 0), self.activations.scaled(0, 0));
         // SAFETY: the caller has the features; blocks are within the groups and the activations,
@@ -65,13 +69,17 @@ impl Few<'_> {
             for b in 0..blocks {
                 let terms = terms.as_ptr().add(b * T * if two { 2 } else { 1 });
                 let scaled = scaled.as_ptr().add(b * T);
+                let ahead = b + ahead_by;
+                let (away, ahead) =
+                    if ahead < blocks { (0, ahead) } else { (next, ahead - blocks) };
                 for g in 0..G {
-                    let at = bytes[g].add(b * size);
-                    // Beyond the group's end lies the next one, or nothing that harms.
+                    let soon = bytes[g].wrapping_add(away);
                     for line in (0..size).step_by(64) {
-                        fetch(at.wrapping_add(AHEAD + line));
+                        fetch(soon.wrapping_add(ahead * size + line));
                     }
-                    let (w, scales) = (I::steps(at), S::of(bytes[g].add(blocks * size), b));
+                    fetch(soon.wrapping_add(whole + ahead * factor));
+                    let at = bytes[g].add(b * size);
+                    let (w, scales) = (I::steps(at), S::of(bytes[g].add(whole), b));
                     let sums = &mut sums[g];
                     for part in 0..S::PARTS {
                         let steps = part * STEPS / S::PARTS..(part + 1) * STEPS / S::PARTS;
