@@ -124,21 +124,26 @@ unsafe fn start(w: &[__m512i; STEPS], steps: Range<usize>) -> __m512i {
 /// Bytes to be sent for, some with each step.
 struct Fetch {
     at: *const u8,
-    /// How far this step goes.
-    until: *const u8,
-    end: *const u8,
+    /// How far a step goes, and in how many lines: always as many, so that there is nothing to
+    /// guess.
     step: usize,
+    lines: usize,
 }
 
 impl Fetch {
+    /// So many bytes in so many steps.
+    fn new(at: *const u8, bytes: usize, steps: usize) -> Fetch {
+        let step = bytes.div_ceil(steps.max(1));
+        Fetch { at, step, lines: step.div_ceil(64) }
+    }
+
     #[inline(always)]
     fn fetch(&mut self) {
-        self.until = self.until.wrapping_add(self.step).min(self.end);
-        while self.at < self.until {
+        for line in 0..self.lines {
             // SAFETY: nothing is read: what is not there is not fetched.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.at.cast()) };
-            self.at = self.at.wrapping_add(64);
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.at.wrapping_add(line * 64).cast()) };
         }
+        self.at = self.at.wrapping_add(self.step);
     }
 }
 
@@ -292,8 +297,7 @@ impl Many<'_> {
         let group_bytes = self.slab.group_bytes();
         let steps = self.slab.tokens.len().div_ceil(TOKENS) * self.panel.blocks;
         let at = self.slab.weight.as_ptr().wrapping_add(self.groups.end * group_bytes);
-        let bytes = GROUPS * group_bytes;
-        Fetch { at, until: at, end: at.wrapping_add(bytes), step: bytes.div_ceil(steps.max(1)) }
+        Fetch::new(at, GROUPS * group_bytes, steps)
     }
 
     /// All tokens, on tile registers.

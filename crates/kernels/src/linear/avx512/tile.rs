@@ -200,12 +200,20 @@ macro_rules! minimum {
     };
 }
 
-macro_rules! minima {
+/// Scales, and stores. With minima each token ends before the next begins, so that what is stored
+/// goes between what is computed; without, there is less to wait for, and stores go last.
+macro_rules! finish {
     (none) => {
-        ""
+        concat!(tokens!(scale), tokens!(store))
     };
     (some) => {
-        concat!(load!("zmm27", "zmm28", "zmm29", "{m}", "64"), tokens!(minimum))
+        concat!(load!("zmm27", "zmm28", "zmm29", "{m}", "64"), tokens!(end))
+    };
+}
+
+macro_rules! end {
+    ($($of:tt)*) => {
+        concat!(scale!($($of)*), minimum!($($of)*), store!($($of)*))
     };
 }
 
@@ -225,9 +233,7 @@ macro_rules! kernel {
                     tokens!(begin),
                     $($products,)*
                     load!("zmm24", "zmm25", "zmm26", "{d}", "64"),
-                    tokens!(scale),
-                    minima!($minima),
-                    tokens!(store),
+                    finish!($minima),
                     "/* {m} */",
                     item = const $item * size_of::<Term>(),
                     w = in(reg) block.w,
