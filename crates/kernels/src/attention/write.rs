@@ -39,12 +39,19 @@ impl BlockMut<'_> {
             }
             BlockMut::F16(x) => {
                 let (vectors, rest) = row.as_chunks();
-                let mut places = x[start..].iter_mut().step_by(stride);
-                for vector in vectors {
+                for (i, vector) in vectors.iter().enumerate() {
                     let mut halves = [0; LANES];
                     t.store_halves(t.load(vector), &mut halves);
-                    halves.into_iter().zip(places.by_ref()).for_each(|(half, to)| *to = half);
+                    let places = &mut x[start + i * LANES * stride..];
+                    match stride {
+                        1 => places[..LANES].copy_from_slice(&halves),
+                        _ => {
+                            let places = places.iter_mut().step_by(stride);
+                            places.zip(halves).for_each(|(to, half)| *to = half);
+                        }
+                    }
                 }
+                let places = x[start..].iter_mut().step_by(stride).skip(vectors.len() * LANES);
                 places.zip(rest).for_each(|(to, v)| *to = f16::from_f32(*v).to_bits());
             }
             BlockMut::BF16(x) => {
