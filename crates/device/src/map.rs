@@ -12,6 +12,9 @@ use memmap2::{Mmap, UncheckedAdvice};
 use crate::ahead::ReadAhead;
 use crate::{Bytes, SharedBytes};
 
+/// Smaller files are there sooner than what would read them ahead has its memory.
+const READ_AHEAD_LEAST: usize = 256 << 20;
+
 /// What a file system says of a file without reading it. Whoever changes the file changes its
 /// times; one that takes its place has another number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,7 +56,7 @@ impl AsRef<[u8]> for MappedFile {
 
 impl Bytes for MappedFile {
     fn soon(&self, range: Range<usize>) {
-        if range.is_empty() || range.end > self.map.len() {
+        if range.is_empty() || range.end > self.map.len() || self.map.len() < READ_AHEAD_LEAST {
             return;
         }
         // Without it each page is read when it is touched.
