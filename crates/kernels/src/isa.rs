@@ -7,7 +7,7 @@
 
 use half::f16;
 
-use crate::lanes::{LANES, larger, largest, sum, widen_half};
+use crate::lanes::{LANES, ONE, ROUND, larger, largest, sum, widen_half};
 
 #[cfg(target_arch = "aarch64")]
 #[path = "isa/arm.rs"]
@@ -75,10 +75,13 @@ pub(crate) trait Tier: Copy {
         self.store(x, &mut lanes);
         largest(lanes)
     }
-    /// 0 where `x` is less than `bound`, `value` elsewhere: also where `x` is NaN.
-    fn zero_below(self, bound: Self::F, x: Self::F, value: Self::F) -> Self::F;
-    /// Moves the lowest nine bits to where sign and exponent are.
-    fn low_to_exponent(self, x: Self::F) -> Self::F;
+    /// Whether a lane is greater than 0.
+    fn any_positive(self, x: Self::F) -> bool;
+    /// `x` less the nearest whole number, of two the even one.
+    fn past_nearest(self, x: Self::F) -> Self::F;
+    /// `p` times 2 to that whole number, where `past` is what [`Tier::past_nearest`] gives for `x`;
+    /// 0 where `x` is below -125, NaN of NaN.
+    fn times_power(self, p: Self::F, x: Self::F, past: Self::F) -> Self::F;
 
     /// The largest of 32 numbers without their signs; NaN is larger than any other.
     #[inline(always)]
@@ -176,12 +179,20 @@ impl Tier for Portable {
         std::array::from_fn(|i| larger(a[i], b[i]))
     }
     #[inline(always)]
-    fn zero_below(self, bound: Self::F, x: Self::F, value: Self::F) -> Self::F {
-        std::array::from_fn(|i| if x[i] < bound[i] { 0.0 } else { value[i] })
+    fn any_positive(self, x: Self::F) -> bool {
+        x.iter().any(|x| *x > 0.0)
     }
     #[inline(always)]
-    fn low_to_exponent(self, x: Self::F) -> Self::F {
-        x.map(|x| f32::from_bits(x.to_bits() << 23))
+    fn past_nearest(self, x: Self::F) -> Self::F {
+        x.map(|x| x - ((x + ROUND) - ROUND))
+    }
+    #[inline(always)]
+    fn times_power(self, p: Self::F, x: Self::F, _past: Self::F) -> Self::F {
+        std::array::from_fn(|i| {
+            let nearest = (x[i] + ROUND).to_bits();
+            let power = f32::from_bits((nearest << 23).wrapping_add(ONE));
+            if x[i] < -125.0 { 0.0 } else { p[i] * power }
+        })
     }
 }
 

@@ -10,6 +10,9 @@ pub(crate) const LANES: usize = 16;
 /// conversion would not become vector instructions.
 pub(crate) const ROUND: f32 = 12_582_912.0;
 
+/// The bits of 1.
+pub(crate) const ONE: u32 = 1.0f32.to_bits();
+
 /// What starts with a cache line, so that no vector of it lies on two.
 #[derive(Clone, Copy, Default)]
 #[repr(C, align(64))]
@@ -55,20 +58,19 @@ pub(crate) fn largest(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// `2^x`, relative error below 3e-7 for -125 <= x <= 126; 0 below, 1 for 0, NaN for NaN. What it
-/// gives above 126 means nothing.
+/// `2^x`, relative error below 2e-7 for -125 <= x <= 127; 0 below, 1 for 0, NaN for NaN. What it
+/// gives above 127 means nothing.
 #[inline(always)]
 pub(crate) fn exp2<T: Tier>(t: T, x: T::F) -> T::F {
-    // 2^x = 2^n * 2^r, n = round(x), |r| <= 1/2. The sum's lowest bits are n + 127, the exponent
-    // of 2^n; 2^r is a polynomial whose largest relative error is the least (Remez).
-    const BIAS: f32 = ROUND + 127.0;
-    let rounded = t.add(x, t.splat(BIAS));
-    let r = t.sub(x, t.sub(rounded, t.splat(BIAS)));
-    let mut p = t.splat(1.559_467_8e-4);
-    for c in [0.001_340_664_3, 0.009_617_693, 0.055_503_104, 0.240_226_52, 0.693_147_24, 1.0] {
+    // 2^x = 2^n * 2^r, n = round(x), |r| <= 1/2; 2^r is a polynomial, 1 for 0 and else of the least
+    // relative error, 1e-7 (by linear programming).
+    let r = t.past_nearest(x);
+    let mut p = t.splat(0.001_326_472_7);
+    let linear = std::f32::consts::LN_2 - 1.788e-7;
+    for c in [0.009_671_513, 0.055_507_336, 0.240_222_42, linear, 1.0] {
         p = t.mul_add(p, r, t.splat(c));
     }
-    t.zero_below(t.splat(-125.0), x, t.mul(p, t.low_to_exponent(rounded)))
+    t.times_power(p, x, r)
 }
 
 /// `lanes[i] += a[i] * b[i]`, fused.
@@ -161,18 +163,22 @@ mod tests {
             isa.run(Powers(&mut x));
             x
         };
-        for i in (-125_000..=126_000).step_by(LANES) {
+        for i in (-125_000..=127_000).step_by(LANES) {
             let x: [f32; LANES] = std::array::from_fn(|lane| (i + lane as i32) as f32 / 1000.0);
             let found = powers(Isa::Reference, x);
             for (x, found) in x.iter().zip(found) {
                 let expected = f64::from(*x).exp2();
                 let error = (f64::from(found) - expected).abs() / expected;
-                assert!(error < 3e-7, "exp2({x}): relative error {error}");
+                assert!(error < 2e-7, "exp2({x}): relative error {error}");
             }
             Isa::available().iter().for_each(|isa| assert_eq!(powers(*isa, x), found));
         }
+        let near_zero = std::array::from_fn(|lane| -(2f32.powi(-3 * lane as i32 - 20)));
+        let found = powers(Isa::Reference, near_zero);
+        assert!(found.iter().all(|found| (found - 1.0).abs() < 1e-6), "{found:?}");
+        Isa::available().iter().for_each(|isa| assert_eq!(powers(*isa, near_zero), found));
         for isa in Isa::available() {
-            for (x, expected) in [(0.0, 1.0), (-1e9, 0.0), (f32::NEG_INFINITY, 0.0), (-126.0, 0.0)]
+            for (x, expected) in [(0.0, 1.0), (-1e9, 0.0), (f32::NEG_INFINITY, 0.0), (-125.1, 0.0)]
             {
                 assert_eq!(powers(isa, [x; LANES]), [expected; LANES], "{isa:?}: exp2({x})");
             }

@@ -39,14 +39,18 @@ pub(crate) use write::{CacheMut, KvWrite};
 pub(crate) const BLOCK: usize = BLOCK_TOKENS as usize;
 /// Positions in a split: where partial sums end.
 const SPLIT: usize = BLOCK * SPLIT_BLOCKS as usize;
-/// Blocks of a run: weighted values shrink, and maxima change, once for each run.
+/// Blocks of a run: weighted values shrink once for each run at most.
 const RUN: usize = 4;
 /// Positions of a run. Runs start at multiples of it, whatever the chunk or the window.
 const POSITIONS: usize = RUN * BLOCK;
-/// Rows of a tile times heads of a group, about: how often a widened block is used.
-const TILE_PAIRS: usize = 192;
-/// The same where there are few rows: fewer pairs would be busy widening.
+/// Numbers of a tile's queries, about: what a widened block serves before the next one comes. With
+/// as many weighted values they fit a core's own cache, in which they come round once for each run.
+const TILE_NUMBERS: usize = 768 * 64;
+/// Rows of a tile times heads of a group, at least where there are few rows: fewer pairs would be
+/// busy widening.
 const TILE_PAIRS_MIN: usize = 48;
+/// Most pairs that take all heads of a block at a time.
+const SHARED_PAIRS: usize = 192;
 /// How many items a thread should have, so that all are done at about the same time.
 const ITEMS_PER_THREAD: usize = 4;
 
@@ -189,7 +193,7 @@ fn head_at(problem: &Problem<'_>, item: &Item, kv_head: usize, row: usize) -> us
 
 /// Rows of a tile.
 fn tile_rows(problem: &Problem<'_>) -> usize {
-    (TILE_PAIRS / problem.groups.size).max(1)
+    (TILE_NUMBERS / (problem.groups.size * problem.head_dim)).max(1)
 }
 
 /// Lists the work, what takes longest first; returns the number of partial results.
@@ -217,7 +221,7 @@ fn plan(problem: &Problem<'_>, threads: usize, items: &mut Vec<Item>) -> usize {
     // Few rows take all heads of a block at a time, as they lie in memory, if cuts between splits
     // leave enough items; else each head is an item.
     let splits: usize = items.iter().map(|item| item.splits.len()).sum();
-    let many = |item: &Item| item.rows * problem.heads > TILE_PAIRS;
+    let many = |item: &Item| item.rows * problem.heads > SHARED_PAIRS;
     for at in 0..items.len() {
         if splits < enough || many(&items[at]) {
             for kv_head in 1..problem.kv_heads {

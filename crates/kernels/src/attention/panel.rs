@@ -9,8 +9,11 @@ use super::partial::finite_base;
 use super::stored::Run;
 use super::{POSITIONS, RUN};
 use crate::isa::Tier;
-use crate::lanes::{Aligned, LANES, exp2, larger};
+use crate::lanes::{Aligned, LANES, exp2};
 
+/// How far scores may be above what weights are relative to, as an exponent of 2: a weight is a
+/// floating-point number and as exact at 2^16 as at 1 (the idea is FlashAttention-4's).
+const MARGIN: f32 = 16.0;
 /// Most pairs of a panel.
 const PAIRS: usize = 6;
 
@@ -29,9 +32,10 @@ pub(super) struct Panel<'a, const P: usize, R> {
     /// `[head_dim]`, those of the pairs side by side.
     pub(super) queries: &'a [[f32; P]],
     pub(super) run: R,
-    /// What each pair sees of the run.
-    pub(super) seen: [Range<usize>; P],
-    pub(super) max: &'a mut [f32; P],
+    /// What each pair sees of the run, if not all see all.
+    pub(super) seen: Option<[Range<usize>; P]>,
+    /// What weights are relative to.
+    pub(super) base: &'a mut [f32; P],
     /// Sums, in lanes.
     pub(super) sums: &'a mut [[f32; LANES]; P],
     /// `[P, head_dim]`, rows padded.
@@ -50,17 +54,20 @@ impl<const P: usize, R> Panel<'_, P, R> {
         R: Run<T>,
     {
         let scores = &mut self.scores(t).0;
-        let seen = self.seen[0].clone();
-        if seen != (0..POSITIONS) {
-            self.hide(scores);
-        }
-        let old = soften(t, scores, self.max, self.sums);
+        let seen = match &self.seen {
+            Some(seen) => {
+                hide(seen, scores);
+                seen[0].clone()
+            }
+            None => 0..POSITIONS,
+        };
+        soften(t, scores, self.base, self.sums, self.acc);
         let mut at = 0;
         while at < self.acc.len() / P {
             let place = (at, seen.clone());
             at += match T::REGISTERS {
-                32.. => columns::<T, P, 4>(t, self.run, place, (scores, &old), self.acc),
-                _ => columns::<T, P, 1>(t, self.run, place, (scores, &old), self.acc),
+                32.. => columns::<T, P, 4>(t, self.run, place, scores, self.acc),
+                _ => columns::<T, P, 1>(t, self.run, place, scores, self.acc),
             };
         }
     }
@@ -87,33 +94,32 @@ impl<const P: usize, R> Panel<'_, P, R> {
         R: Run<T>,
     {
         let scores = &mut self.scores(t).0;
-        let all = self.seen.iter().all(|seen| *seen == (0..POSITIONS));
-        if !all {
-            self.hide(scores);
-        }
-        let old = soften(t, scores, self.max, self.sums);
-        if all {
-            return weigh(t, self.run, 0..POSITIONS, (scores, &old), self.acc);
-        }
+        let Some(seen) = &self.seen else {
+            soften(t, scores, self.base, self.sums, self.acc);
+            return weigh(t, self.run, 0..POSITIONS, scores, self.acc);
+        };
+        hide(seen, scores);
+        soften(t, scores, self.base, self.sums, self.acc);
         // What is common is added to all pairs at a time, what only some see to each by itself: a
         // weight of 0 would not keep out what is not finite.
-        let common = self.seen.iter().fold(0..POSITIONS, |common, seen| {
+        let common = seen.iter().fold(0..POSITIONS, |common, seen| {
             common.start.max(seen.start)..common.end.min(seen.end)
         });
         let width = self.acc.len() / P;
         for (p, acc) in self.acc.chunks_exact_mut(width).enumerate() {
-            let seen = self.seen[p].clone();
-            let head = seen.start..if common.is_empty() { seen.end } else { common.start };
-            weigh(t, self.run, head, (&[scores[p]], &[old[p]]), acc);
+            let end = if common.is_empty() { seen[p].end } else { common.start };
+            if seen[p].start < end {
+                weigh(t, self.run, seen[p].start..end, &[scores[p]], acc);
+            }
         }
         if common.is_empty() {
             return;
         }
-        weigh(t, self.run, common.clone(), (scores, &[1.0; P]), self.acc);
+        weigh(t, self.run, common.clone(), scores, self.acc);
         for (p, acc) in self.acc.chunks_exact_mut(width).enumerate() {
-            let tail = common.end..self.seen[p].end;
+            let tail = common.end..seen[p].end;
             if !tail.is_empty() {
-                weigh(t, self.run, tail, (&[scores[p]], &[1.0]), acc);
+                weigh(t, self.run, tail, &[scores[p]], acc);
             }
         }
     }
@@ -140,43 +146,39 @@ impl<const P: usize, R> Panel<'_, P, R> {
             }
         }
     }
+}
 
-    /// Leaves out what is not seen.
-    #[inline(always)]
-    fn hide(&self, scores: &mut [Scores; P]) {
-        for (scores, seen) in scores.iter_mut().zip(&self.seen) {
-            for (i, score) in scores.as_flattened_mut().iter_mut().enumerate() {
-                *score = if seen.contains(&i) { *score } else { f32::NEG_INFINITY };
-            }
+/// Leaves out what is not seen.
+#[inline(always)]
+fn hide<const P: usize>(seen: &[Range<usize>; P], scores: &mut [Scores; P]) {
+    for (scores, seen) in scores.iter_mut().zip(seen) {
+        for (i, score) in scores.as_flattened_mut().iter_mut().enumerate() {
+            *score = if seen.contains(&i) { *score } else { f32::NEG_INFINITY };
         }
     }
 }
 
-/// Turns scores into weights and updates maxima and sums; returns what weighted values shrink by.
-/// Who sees nothing stays as it is.
+/// Turns scores into weights and adds them up. Where a pair's scores are far above what its weights
+/// are relative to, that rises to the largest, and what the pair has shrinks: at its first
+/// positions, then seldom. Who sees nothing stays as it is.
 #[inline(always)]
 fn soften<T: Tier, const P: usize>(
     t: T,
     scores: &mut [Scores; P],
-    max: &mut [f32; P],
+    base: &mut [f32; P],
     sums: &mut [[f32; LANES]; P],
-) -> [f32; P] {
-    let mut before = [0.0; LANES];
-    before[..P].copy_from_slice(max);
-    let mut base = [0.0; LANES];
+    acc: &mut [[f32; LANES]],
+) {
+    let mut above = t.splat(0.0);
     for p in 0..P {
-        let mut most = t.load(&scores[p][0]);
-        for scores in &scores[p][1..] {
-            most = t.larger(most, t.load(scores));
-        }
-        max[p] = larger(max[p], t.largest(most));
-        base[p] = finite_base(max[p]);
+        above = t.larger(above, t.sub(most(t, &scores[p]), t.splat(base[p] + MARGIN)));
     }
-    let mut old = [0.0; LANES];
-    t.store(exp2(t, t.sub(t.load(&before), t.load(&base))), &mut old);
+    if t.any_positive(above) {
+        rise(t, scores, base, sums, acc);
+    }
     for p in 0..P {
-        let base = t.splat(base[p]);
-        let mut sum = t.mul(t.load(&sums[p]), t.splat(old[p]));
+        let base = t.splat(finite_base(base[p]));
+        let mut sum = t.load(&sums[p]);
         for scores in &mut scores[p] {
             let weights = exp2(t, t.sub(t.load(scores), base));
             t.store(weights, scores);
@@ -184,16 +186,50 @@ fn soften<T: Tier, const P: usize>(
         }
         t.store(sum, &mut sums[p]);
     }
-    std::array::from_fn(|p| old[p])
 }
 
-/// Shrinks what pairs have, and adds the weighted values of some positions.
+/// The largest scores, lane by lane.
+#[inline(always)]
+fn most<T: Tier>(t: T, scores: &Scores) -> T::F {
+    let first = t.load(&scores[0]);
+    scores[1..].iter().fold(first, |most, scores| t.larger(most, t.load(scores)))
+}
+
+/// Raises what weights are relative to, for those pairs whose scores are far above it.
+#[inline(always)]
+fn rise<T: Tier, const P: usize>(
+    t: T,
+    scores: &[Scores; P],
+    base: &mut [f32; P],
+    sums: &mut [[f32; LANES]; P],
+    acc: &mut [[f32; LANES]],
+) {
+    let width = acc.len() / P;
+    for (p, acc) in acc.chunks_exact_mut(width).enumerate() {
+        let largest = t.largest(most(t, &scores[p]));
+        if largest > base[p] + MARGIN {
+            let before = std::mem::replace(&mut base[p], largest);
+            if before == f32::NEG_INFINITY {
+                // What is there is of another split.
+                acc.fill([0.0; LANES]);
+                continue;
+            }
+            let shrink = exp2(t, t.splat(before - largest));
+            t.store(t.mul(t.load(&sums[p]), shrink), &mut sums[p]);
+            for acc in acc {
+                t.store(t.mul(t.load(acc), shrink), acc);
+            }
+        }
+    }
+}
+
+/// Adds the weighted values of some positions.
 #[inline(always)]
 fn weigh<T: Tier, const P: usize>(
     t: T,
     run: impl Run<T>,
     seen: Range<usize>,
-    (weights, old): (&[Scores; P], &[f32; P]),
+    weights: &[Scores; P],
     acc: &mut [[f32; LANES]],
 ) {
     let width = acc.len() / P;
@@ -201,9 +237,9 @@ fn weigh<T: Tier, const P: usize>(
     while at < width {
         let place = (at, seen.clone());
         at += match width - at {
-            4.. if T::REGISTERS >= 32 => columns::<T, P, 4>(t, run, place, (weights, old), acc),
-            2.. if T::REGISTERS >= 32 => columns::<T, P, 2>(t, run, place, (weights, old), acc),
-            _ => columns::<T, P, 1>(t, run, place, (weights, old), acc),
+            4.. if T::REGISTERS >= 32 => columns::<T, P, 4>(t, run, place, weights, acc),
+            2.. if T::REGISTERS >= 32 => columns::<T, P, 2>(t, run, place, weights, acc),
+            _ => columns::<T, P, 1>(t, run, place, weights, acc),
         };
     }
 }
@@ -214,7 +250,7 @@ fn columns<T: Tier, const P: usize, const G: usize>(
     t: T,
     run: impl Run<T>,
     (at, seen): (usize, Range<usize>),
-    (weights, old): (&[Scores; P], &[f32; P]),
+    weights: &[Scores; P],
     acc: &mut [[f32; LANES]],
 ) -> usize {
     let width = acc.len() / P;
@@ -222,7 +258,7 @@ fn columns<T: Tier, const P: usize, const G: usize>(
     let mut sums = [[t.splat(0.0); G]; P];
     for p in 0..P {
         for g in 0..G {
-            sums[p][g] = t.mul(t.load(&accs[p * width + g]), t.splat(old[p]));
+            sums[p][g] = t.load(&accs[p * width + g]);
         }
     }
     let weights: [&[f32; POSITIONS]; P] =

@@ -5,11 +5,11 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use crate::isa::{Kernel, Tier};
 use crate::lanes::{LANES, Line, exp2};
 
-/// Online softmax of a set of pairs: maxima, sums, weighted values.
+/// Online softmax of a set of pairs: what weights are relative to, sums, weighted values.
 #[derive(Default)]
 pub(super) struct Partial {
-    /// In powers of two, as all scores here.
-    pub(super) max: Vec<[f32; LANES]>,
+    /// In powers of two, as all scores here: near the largest score, and minus infinity before any.
+    pub(super) base: Vec<[f32; LANES]>,
     pub(super) sum: Vec<[f32; LANES]>,
     /// `[pairs, head_dim]`, each pair's padded with zeros to whole vectors.
     pub(super) acc: Vec<Line>,
@@ -30,11 +30,17 @@ impl Partial {
     /// Forgets all, and makes room.
     #[inline(always)]
     pub(super) fn clear(&mut self, pairs: usize, head_dim: usize) {
-        self.max.clear();
-        self.max.resize(vectors(pairs), [f32::NEG_INFINITY; LANES]);
+        self.acc.clear();
+        self.restart(pairs, head_dim);
+    }
+
+    /// The same but for weighted values: those of a pair without a base mean nothing.
+    #[inline(always)]
+    pub(super) fn restart(&mut self, pairs: usize, head_dim: usize) {
+        self.base.clear();
+        self.base.resize(vectors(pairs), [f32::NEG_INFINITY; LANES]);
         self.sum.clear();
         self.sum.resize(vectors(pairs), [0.0; LANES]);
-        self.acc.clear();
         self.acc.resize(pairs * vectors(head_dim), Line::default());
     }
 
@@ -44,9 +50,9 @@ impl Partial {
         &cast_slice(&self.acc[pair * vectors(head_dim)..])[..head_dim]
     }
 
-    /// Appends a pair's record: its maximum, its sum, its weighted values.
+    /// Appends a pair's record: its base, its sum, its weighted values.
     pub(super) fn write(&self, pair: usize, head_dim: usize, records: &mut Vec<f32>) {
-        records.extend_from_slice(&[self.max.as_flattened()[pair], self.sum.as_flattened()[pair]]);
+        records.extend_from_slice(&[self.base.as_flattened()[pair], self.sum.as_flattened()[pair]]);
         records.extend_from_slice(self.values(pair, head_dim));
     }
 
@@ -55,11 +61,11 @@ impl Partial {
     fn read(&mut self, records: &[f32], head_dim: usize) {
         self.clear(records.len() / record_len(head_dim), head_dim);
         let accs = self.acc.chunks_exact_mut(vectors(head_dim));
-        let sums = self.max.as_flattened_mut().iter_mut().zip(self.sum.as_flattened_mut());
-        for (record, ((max, sum), acc)) in
+        let sums = self.base.as_flattened_mut().iter_mut().zip(self.sum.as_flattened_mut());
+        for (record, ((base, sum), acc)) in
             records.chunks_exact(record_len(head_dim)).zip(sums.zip(accs))
         {
-            (*max, *sum) = (record[0], record[1]);
+            (*base, *sum) = (record[0], record[1]);
             cast_slice_mut(acc)[..head_dim].copy_from_slice(&record[2..]);
         }
     }
@@ -69,12 +75,12 @@ impl Partial {
     pub(super) fn merge<T: Tier>(&mut self, t: T, more: &Partial, head_dim: usize) {
         let width = vectors(head_dim);
         let accs = self.acc.chunks_mut(LANES * width).zip(more.acc.chunks(LANES * width));
-        let states = self.max.iter_mut().zip(&mut self.sum).zip(more.max.iter().zip(&more.sum));
-        for (((max, sum), (more_max, more_sum)), (accs, more_accs)) in states.zip(accs) {
-            let (before, after) = (t.load(max), t.load(more_max));
-            t.store(t.larger(before, after), max);
-            let base = t.load(&max.map(finite_base));
-            let (old, new) = (exp2(t, t.sub(before, base)), exp2(t, t.sub(after, base)));
+        let states = self.base.iter_mut().zip(&mut self.sum).zip(more.base.iter().zip(&more.sum));
+        for (((base, sum), (more_base, more_sum)), (accs, more_accs)) in states.zip(accs) {
+            let (before, after) = (t.load(base), t.load(more_base));
+            t.store(t.larger(before, after), base);
+            let common = t.load(&base.map(finite_base));
+            let (old, new) = (exp2(t, t.sub(before, common)), exp2(t, t.sub(after, common)));
             t.store(t.mul_add(t.load(sum), old, t.mul(t.load(more_sum), new)), sum);
             let mut factors = [[0.0; LANES]; 2];
             t.store(old, &mut factors[0]);
@@ -108,11 +114,10 @@ impl Partial {
     }
 }
 
-/// What scores are compared with where `max` is their maximum: of nothing it is not a number that
-/// could be subtracted.
+/// What is subtracted from scores for a base: that of nothing cannot be.
 #[inline(always)]
-pub(super) fn finite_base(max: f32) -> f32 {
-    if max == f32::NEG_INFINITY { 0.0 } else { max }
+pub(super) fn finite_base(base: f32) -> f32 {
+    if base == f32::NEG_INFINITY { 0.0 } else { base }
 }
 
 /// Merges a partial result into another.

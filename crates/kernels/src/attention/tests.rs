@@ -148,6 +148,38 @@ fn every_tier_agrees_with_the_definition() {
 }
 
 #[test]
+fn what_came_before_scores_far_above_it_keeps_its_weight() {
+    for head_dim in [64, 24] {
+        // A query's first number times a key's. Every other run has one score that is 12 above all
+        // of those before, which together weigh 4e-4 of it.
+        let mut scene = Scene::new(530, (4, 1, head_dim));
+        scene.q.chunks_exact_mut(head_dim).for_each(|q| q.fill(0.0));
+        scene.q.iter_mut().step_by(head_dim).for_each(|q| *q = 1.0);
+        for (block, place) in scene.table.iter().enumerate() {
+            let keys = &mut scene.k[*place as usize * BLOCK * head_dim..][..BLOCK * head_dim];
+            for (i, key) in keys[..BLOCK].iter_mut().enumerate() {
+                let (run, at) = ((block * BLOCK + i) / POSITIONS, (block * BLOCK + i) % POSITIONS);
+                let step = 12.0 * run.div_ceil(2) as f32;
+                *key = if run % 2 == 0 || at == 5 { step } else { step - 60.0 } / 0.3;
+            }
+        }
+        let (start, rows, width) = (400, 130, 4 * head_dim);
+        let expected = scene.run(Isa::Reference, 1, start, rows);
+        for (i, head) in expected.chunks_exact(head_dim).enumerate().step_by(7) {
+            for (found, defined) in head.iter().zip(scene.defined(start + i / 4, i % 4)) {
+                let error = (f64::from(*found) - defined).abs();
+                assert!(error < 2e-5, "{head_dim}, pair {i}: {found}, not {defined}");
+            }
+        }
+        for isa in Isa::available() {
+            assert!(scene.run(isa, 2, start, rows) == expected, "{isa:?} {head_dim}");
+            let last = scene.run(isa, 2, start + rows - 1, 1);
+            assert!(last == expected[(rows - 1) * width..], "{isa:?} {head_dim}: alone");
+        }
+    }
+}
+
+#[test]
 fn results_are_the_same_bits_however_the_work_is_cut() {
     let shape = (6, 2, 32);
     let scene = Scene { window: Some(290), ..Scene::new(700, shape) };

@@ -10,7 +10,7 @@ use super::partial::{Partial, vectors};
 use super::stored::{Bfloat, Half, Plain, Run, Scaled, Widened};
 use super::{BLOCK, Cache, Item, POSITIONS, Problem, RUN, SPLIT};
 use crate::isa::{Kernel, Tier};
-use crate::lanes::{LANES, Line, sum};
+use crate::lanes::{LANES, Line};
 
 /// Up to so many pairs of one row take keys and values as they are stored: to widen them into
 /// memory first would take longer, and reading and computing would take turns.
@@ -68,14 +68,14 @@ impl Tile {
         &mut self,
         first: usize,
         run: R,
-        seen: impl Fn(usize) -> Range<usize>,
+        seen: Option<impl Fn(usize) -> Range<usize>>,
     ) -> Panel<'_, P, R> {
         let (d, width) = (self.head_dim, vectors(self.head_dim));
         Panel {
             queries: self.queries[first * d..][..P * d].as_chunks().0,
             run,
-            seen: std::array::from_fn(|p| seen(first + p)),
-            max: self.part.max.as_flattened_mut()[first..].first_chunk_mut().expect("all pairs"),
+            seen: seen.map(|seen| std::array::from_fn(|p| seen(first + p))),
+            base: self.part.base.as_flattened_mut()[first..].first_chunk_mut().expect("all pairs"),
             sums: cast_slice_mut(&mut self.sums)[first..].first_chunk_mut().expect("all pairs"),
             acc: cast_slice_mut(&mut self.part.acc[first * width..][..P * width]),
         }
@@ -114,7 +114,7 @@ impl Kernel for Compute<'_> {
 /// Fills `tile.part` with the sums over one split.
 #[inline(always)]
 fn one_split<T: Tier>(t: T, problem: &Problem<'_>, item: &Item, tile: &mut Tile, split: usize) {
-    tile.part.clear(tile.pairs, tile.head_dim);
+    tile.part.restart(tile.pairs, tile.head_dim);
     tile.sums.clear();
     tile.sums.resize(tile.pairs, Line::default());
     let start = problem.spans[item.span].start as usize + item.row;
@@ -131,9 +131,9 @@ fn one_split<T: Tier>(t: T, problem: &Problem<'_>, item: &Item, tile: &mut Tile,
         let all = [0, item.rows - 1].iter().all(|row| seen(*row) == (0..POSITIONS));
         for (kv_head, start, group) in item.groups(problem) {
             let pairs = start..start + item.rows * group;
-            let seen = |p: usize| if all { 0..POSITIONS } else { seen((p - start) / group) };
+            let seen = (!all).then_some(|p: usize| seen((p - start) / group));
             let stored = Stored { problem, span: item.span, kv_head, first, blocks: from..to };
-            if item.rows == 1 && stored.meet(t, tile, &pairs, seen(pairs.start)) {
+            if item.rows == 1 && stored.meet(t, tile, &pairs, seen) {
                 continue;
             }
             stored.widen(t, tile);
@@ -150,7 +150,7 @@ fn one_split<T: Tier>(t: T, problem: &Problem<'_>, item: &Item, tile: &mut Tile,
         }
     }
     let sums = tile.part.sum.as_flattened_mut().iter_mut().zip(&tile.sums);
-    sums.for_each(|(total, lanes)| *total = sum(lanes.0));
+    sums.for_each(|(total, lanes)| *total = t.sum(t.load(&lanes.0)));
 }
 
 /// A run of a KV head's blocks, as they lie in memory.
@@ -205,7 +205,7 @@ impl Stored<'_> {
         t: T,
         tile: &mut Tile,
         pairs: &Range<usize>,
-        seen: Range<usize>,
+        seen: Option<impl Fn(usize) -> Range<usize>>,
     ) -> bool {
         let d = self.problem.head_dim;
         if pairs.len() > STORED_PAIRS || !d.is_multiple_of(4 * LANES) {
@@ -230,12 +230,18 @@ impl Stored<'_> {
 
 /// Adds what a row sees of a run to its pairs, which are few.
 #[inline(always)]
-fn row<T: Tier>(t: T, tile: &mut Tile, pairs: &Range<usize>, run: impl Run<T>, seen: Range<usize>) {
+fn row<T: Tier>(
+    t: T,
+    tile: &mut Tile,
+    pairs: &Range<usize>,
+    run: impl Run<T>,
+    seen: Option<impl Fn(usize) -> Range<usize>>,
+) {
     match pairs.len() {
-        1 => tile.panel::<_, 1>(pairs.start, run, |_| seen.clone()).add_row(t),
-        2 => tile.panel::<_, 2>(pairs.start, run, |_| seen.clone()).add_row(t),
-        3 => tile.panel::<_, 3>(pairs.start, run, |_| seen.clone()).add_row(t),
-        _ => tile.panel::<_, STORED_PAIRS>(pairs.start, run, |_| seen.clone()).add_row(t),
+        1 => tile.panel::<_, 1>(pairs.start, run, seen).add_row(t),
+        2 => tile.panel::<_, 2>(pairs.start, run, seen).add_row(t),
+        3 => tile.panel::<_, 3>(pairs.start, run, seen).add_row(t),
+        _ => tile.panel::<_, STORED_PAIRS>(pairs.start, run, seen).add_row(t),
     }
 }
 
@@ -246,15 +252,16 @@ fn panels<T: Tier>(
     tile: &mut Tile,
     pairs: Range<usize>,
     run: impl Run<T>,
-    seen: impl Fn(usize) -> Range<usize>,
+    seen: Option<impl Fn(usize) -> Range<usize>>,
 ) {
+    let seen = || seen.as_ref();
     for (first, len) in cut(pairs) {
         match len {
-            6.. => tile.panel::<_, 6>(first, run, &seen).add(t),
-            4.. => tile.panel::<_, 4>(first, run, &seen).add(t),
-            3 => tile.panel::<_, 3>(first, run, &seen).add(t),
-            2 => tile.panel::<_, 2>(first, run, &seen).add(t),
-            _ => tile.panel::<_, 1>(first, run, &seen).add(t),
+            6.. => tile.panel::<_, 6>(first, run, seen()).add(t),
+            4.. => tile.panel::<_, 4>(first, run, seen()).add(t),
+            3 => tile.panel::<_, 3>(first, run, seen()).add(t),
+            2 => tile.panel::<_, 2>(first, run, seen()).add(t),
+            _ => tile.panel::<_, 1>(first, run, seen()).add(t),
         }
     }
 }

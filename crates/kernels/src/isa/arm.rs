@@ -60,15 +60,23 @@ impl Tier for Neon {
         each!(i => vbslq_f32(vcgtq_f32(b[i], a[i]), b[i], a[i]))
     }
     #[inline(always)]
-    fn zero_below(self, bound: Self::F, x: Self::F, value: Self::F) -> Self::F {
-        each!(i => {
-            let value = vreinterpretq_u32_f32(value[i]);
-            vreinterpretq_f32_u32(vbicq_u32(value, vcltq_f32(x[i], bound[i])))
-        })
+    fn any_positive(self, x: Self::F) -> bool {
+        let positive = each!(i => vcgtzq_f32(x[i]));
+        // SAFETY: as in `each`.
+        positive.iter().any(|lanes| unsafe { vmaxvq_u32(*lanes) } != 0)
     }
     #[inline(always)]
-    fn low_to_exponent(self, x: Self::F) -> Self::F {
-        each!(i => vreinterpretq_f32_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(x[i]))))
+    fn past_nearest(self, x: Self::F) -> Self::F {
+        each!(i => vsubq_f32(x[i], vrndnq_f32(x[i])))
+    }
+    #[inline(always)]
+    fn times_power(self, p: Self::F, x: Self::F, _past: Self::F) -> Self::F {
+        each!(i => {
+            let nearest = vreinterpretq_u32_f32(vaddq_f32(x[i], vdupq_n_f32(lanes::ROUND)));
+            let power = vaddq_u32(vshlq_n_u32::<23>(nearest), vdupq_n_u32(lanes::ONE));
+            let value = vreinterpretq_u32_f32(vmulq_f32(p[i], vreinterpretq_f32_u32(power)));
+            vreinterpretq_f32_u32(vbicq_u32(value, vcltq_f32(x[i], vdupq_n_f32(-125.0))))
+        })
     }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Isa, Kernel, Portable, Tier};
-use crate::lanes::LANES;
+use crate::lanes::{LANES, ONE, ROUND};
 use crate::linear::amx;
 
 pub(super) const TIERS: &[Isa] = &[Isa::Reference, Isa::Avx2, Isa::Avx512, Isa::Amx];
@@ -75,17 +75,23 @@ impl Tier for Avx2 {
         unsafe { [_mm256_max_ps(b[0], a[0]), _mm256_max_ps(b[1], a[1])] }
     }
     #[inline(always)]
-    fn zero_below(self, bound: Self::F, x: Self::F, value: Self::F) -> Self::F {
-        let zero = |bound, x, value| {
-            // SAFETY: see above.
-            unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x, bound), value) }
-        };
-        [zero(bound[0], x[0], value[0]), zero(bound[1], x[1], value[1])]
+    fn any_positive(self, x: Self::F) -> bool {
+        // SAFETY: see above.
+        unsafe {
+            let zero = _mm256_setzero_ps();
+            let low = _mm256_cmp_ps::<_CMP_GT_OQ>(x[0], zero);
+            let high = _mm256_cmp_ps::<_CMP_GT_OQ>(x[1], zero);
+            _mm256_movemask_ps(_mm256_or_ps(low, high)) != 0
+        }
     }
     #[inline(always)]
-    fn low_to_exponent(self, x: Self::F) -> Self::F {
-        // SAFETY: see above.
-        x.map(|x| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(x))) })
+    fn past_nearest(self, x: Self::F) -> Self::F {
+        let round = self.splat(ROUND);
+        self.sub(x, self.sub(self.add(x, round), round))
+    }
+    #[inline(always)]
+    fn times_power(self, p: Self::F, x: Self::F, _past: Self::F) -> Self::F {
+        [times_power(p[0], x[0]), times_power(p[1], x[1])]
     }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -143,6 +149,19 @@ impl Tier for Avx2 {
     }
 }
 
+/// [`Tier::times_power`] of eight lanes. Not a closure: it would not have the instructions.
+#[inline(always)]
+fn times_power(p: __m256, x: __m256) -> __m256 {
+    // SAFETY: only the tier calls it.
+    unsafe {
+        let nearest = _mm256_castps_si256(_mm256_add_ps(x, _mm256_set1_ps(ROUND)));
+        let one = _mm256_set1_epi32(ONE as i32);
+        let power = _mm256_add_epi32(_mm256_slli_epi32::<23>(nearest), one);
+        let within = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, _mm256_set1_ps(-125.0));
+        _mm256_and_ps(within, _mm256_mul_ps(p, _mm256_castsi256_ps(power)))
+    }
+}
+
 impl Tier for Avx512 {
     type F = __m512;
     const REGISTERS: usize = 32;
@@ -172,14 +191,22 @@ impl Tier for Avx512 {
         }
     }
     #[inline(always)]
-    fn zero_below(self, bound: Self::F, x: Self::F, value: Self::F) -> Self::F {
+    fn any_positive(self, x: Self::F) -> bool {
         // SAFETY: see above.
-        unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound), value) }
+        unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, _mm512_setzero_ps()) != 0 }
     }
     #[inline(always)]
-    fn low_to_exponent(self, x: Self::F) -> Self::F {
+    fn past_nearest(self, x: Self::F) -> Self::F {
         // SAFETY: see above.
-        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(x))) }
+        unsafe { _mm512_reduce_ps::<_MM_FROUND_TO_NEAREST_INT>(x) }
+    }
+    #[inline(always)]
+    fn times_power(self, p: Self::F, x: Self::F, past: Self::F) -> Self::F {
+        // SAFETY: see above. The difference is the whole number.
+        unsafe {
+            let within = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(-125.0));
+            _mm512_maskz_scalef_ps(within, p, _mm512_sub_ps(x, past))
+        }
     }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
