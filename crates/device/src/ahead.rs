@@ -19,7 +19,8 @@ use crate::FileIdentity;
 const CHUNK: usize = 4 << 20;
 /// The smallest page there is.
 const PAGE: usize = 4096;
-/// Chunks that are read beyond those that were asked for.
+/// Most chunks that are read beyond those that were asked for. Two for each time that the file was
+/// read on, so that who jumps about does not have read what nobody wants.
 const AHEAD: usize = 6;
 /// How long a thread waits for more to do before it ends.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,6 +40,8 @@ type Chunk = Option<Arc<MmapMut>>;
 struct State {
     /// The chunks that were asked for last.
     wanted: Range<usize>,
+    /// How many times in a row these were the same, or those behind them.
+    streak: usize,
     /// Number of the first chunk that is there, and those from it on.
     first: usize,
     there: VecDeque<Chunk>,
@@ -57,9 +60,19 @@ impl State {
         self.first <= chunks.start && chunks.end <= self.end()
     }
 
+    /// Takes note of chunks that somebody wants.
+    fn want(&mut self, chunks: Range<usize>) {
+        let goes_on = (self.wanted.start..=self.wanted.end).contains(&chunks.start);
+        self.streak = if goes_on { self.streak + 1 } else { 0 };
+        self.wanted = chunks;
+    }
+
     /// The chunk to read next, of a file of so many, once there is room for it. Those before the
     /// wanted ones make room.
     fn next(&mut self, chunks: usize) -> Option<usize> {
+        if self.streak == 0 {
+            return None;
+        }
         let goes_on = (self.first..=self.end()).contains(&self.wanted.start);
         let done = if goes_on { self.wanted.start - self.first } else { self.there.len() };
         // Whoever still copies from one keeps it.
@@ -67,7 +80,8 @@ impl State {
         self.spare.extend(room);
         self.first = self.wanted.start;
         let next = self.end();
-        (next < chunks && next < self.wanted.end + AHEAD).then_some(next)
+        let ahead = (2 * self.streak).min(AHEAD);
+        (next < chunks && next < self.wanted.end + ahead).then_some(next)
     }
 }
 
@@ -77,15 +91,18 @@ struct Source {
     direct: File,
     /// Through it, to see what it has.
     map: Mmap,
+    /// The system's, as `mincore` counts them.
+    page: usize,
 }
 
 impl Source {
-    fn read(&self, chunk: usize, room: Option<MmapMut>) -> io::Result<Chunk> {
+    fn bytes_of(&self, chunk: usize) -> Range<usize> {
         let start = chunk * CHUNK;
-        let end = self.map.len().min(start + CHUNK);
-        if self.is_cached(start..end) {
-            return Ok(None);
-        }
+        start..self.map.len().min(start + CHUNK)
+    }
+
+    fn read(&self, chunk: usize, room: Option<MmapMut>) -> io::Result<Chunk> {
+        let Range { start, end } = self.bytes_of(chunk);
         let mut room = room.map_or_else(|| MmapMut::map_anon(CHUNK), Ok)?;
         let mut at = 0;
         while start + at < end {
@@ -108,7 +125,7 @@ impl Source {
         let seen = unsafe {
             libc::mincore(bytes.as_ptr().cast_mut().cast(), bytes.len(), pages.as_mut_ptr())
         };
-        seen == 0 && pages[..bytes.len().div_ceil(PAGE)].iter().all(|page| page & 1 != 0)
+        seen == 0 && pages[..bytes.len().div_ceil(self.page)].iter().all(|page| page & 1 != 0)
     }
 }
 
@@ -136,8 +153,12 @@ impl Shared {
             };
             let room = state.spare.pop();
             drop(state);
-            let read = source.read(next, room);
+            let (read, room) = match source.is_cached(source.bytes_of(next)) {
+                true => (Ok(None), room),
+                false => (source.read(next, room), None),
+            };
             state = self.state();
+            state.spare.extend(room);
             match read {
                 Ok(chunk) if state.end() == next => state.there.push_back(chunk),
                 Ok(_) => {}
@@ -164,7 +185,10 @@ impl ReadAhead {
         }
         // SAFETY: read-only, and only looked at from outside.
         let map = unsafe { Mmap::map(&cached)? };
-        let source = Source { direct, map };
+        // SAFETY: asks for a number.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        let page = usize::try_from(page).unwrap_or(PAGE).max(PAGE);
+        let source = Source { direct, map, page };
         let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
         let own = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("pomona-ahead".into());
@@ -172,14 +196,15 @@ impl ReadAhead {
         Ok(ReadAhead(shared))
     }
 
-    /// Waits until a range is there; what lies behind it comes next. Returns where nothing is read
-    /// ahead any more, or not for long.
+    /// Waits until a range is there that begins where the one before lay, or right behind it; what
+    /// follows comes next. Others are left to the mapping. Returns where nothing is read ahead any
+    /// more, or not for long. One caller at a time: the next one's range takes the place.
     pub(crate) fn wait(&self, range: Range<usize>) {
         let wanted = chunks_of(&range);
         let (mut state, mut changed) = (self.0.state(), true);
-        state.wanted = wanted.clone();
+        state.want(wanted.clone());
         self.0.changed.notify_all();
-        while changed && !state.over && !state.has(&wanted) {
+        while changed && state.streak > 0 && !state.over && !state.has(&wanted) {
             (state, changed) = self.0.wait(state);
         }
     }
@@ -255,12 +280,20 @@ mod tests {
         let (path, identity) = file(folder.path(), bytes);
         let (ahead, content) = (ReadAhead::begin(&path, identity).unwrap(), content(bytes));
         let mut room = Vec::new();
-        for range in [0..10, CHUNK - 1..CHUNK + 1, 8 * CHUNK..bytes, 5..3 * CHUNK, 2..bytes] {
+        for (range, jumps) in [
+            (0..10, false),
+            (CHUNK - 1..CHUNK + 1, false),
+            (8 * CHUNK..bytes, true),
+            (5..3 * CHUNK, true),
+            (2..bytes, false),
+        ] {
+            ahead.wait(range.clone());
+            assert!(!jumps || ahead.copy(range.clone(), &mut room).is_none(), "{range:?}");
             ahead.wait(range.clone());
             let copied = ahead.copy(range.clone(), &mut room);
             assert!(copied == Some(&content[range.clone()]), "{range:?}");
         }
-        ahead.wait(0..1);
+        (0..3).for_each(|_| ahead.wait(0..1));
         let mut state = ahead.0.state();
         while state.end() < 1 + AHEAD {
             let changed;
@@ -269,7 +302,7 @@ mod tests {
         }
         drop(state);
         // What lies before it gives way.
-        ahead.wait(8 * CHUNK..bytes);
+        (0..2).for_each(|_| ahead.wait(8 * CHUNK..bytes));
         while ahead.copy(0..1, &mut room).is_some() {
             std::thread::yield_now();
         }
@@ -288,7 +321,7 @@ mod tests {
     #[test]
     fn chunks_make_room_for_those_behind_them() {
         let chunk = || Some(Arc::new(MmapMut::map_anon(CHUNK).unwrap()));
-        let mut state = State { wanted: 2..4, ..State::default() };
+        let mut state = State { wanted: 2..4, streak: 3, ..State::default() };
         for number in 2..4 + AHEAD {
             assert_eq!(state.next(100), Some(number));
             state.there.push_back(chunk());
@@ -310,11 +343,35 @@ mod tests {
     }
 
     #[test]
+    fn who_jumps_about_has_little_read() {
+        let mut state = State::default();
+        let read = |state: &mut State, wanted| {
+            state.want(wanted);
+            let mut count = 0;
+            while state.next(1000).is_some() {
+                state.there.push_back(None);
+                count += 1;
+            }
+            count
+        };
+        // The chunks themselves and two more, then two more each time.
+        let reads = [0..2, 2..4, 4..6, 6..8].map(|wanted| read(&mut state, wanted));
+        assert_eq!(reads, [4, 4, 4, 2]);
+        // As experts of three stacked tensors are taken in turns.
+        for expert in 0..50 {
+            for tensor in [100, 300, 500] {
+                assert_eq!(read(&mut state, tensor + expert..tensor + expert + 1), 0);
+            }
+        }
+        assert_eq!(read(&mut state, 549..551), 4);
+    }
+
+    #[test]
     fn who_waits_goes_on_when_it_is_over() {
         let folder = folder();
         let (path, identity) = file(folder.path(), 10);
         let ahead = ReadAhead::begin(&path, identity).unwrap();
-        // Beyond the file's end: nothing ever comes.
+        // To beyond the file's end: nothing ever comes.
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| ahead.wait(0..2 * CHUNK));
             while ahead.0.state().wanted.is_empty() {

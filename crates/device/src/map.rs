@@ -67,11 +67,9 @@ impl Bytes for MappedFile {
     }
 
     fn read<'a>(&'a self, range: Range<usize>, room: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+        let mapped = self.map.get(range.clone())?;
         let ahead = self.ahead.get().and_then(Option::as_ref);
-        match ahead {
-            Some(ahead) if ahead.copy(range.clone(), room).is_some() => Some(room),
-            _ => self.map.get(range),
-        }
+        ahead.and_then(|ahead| ahead.copy(range, room)).or(Some(mapped))
     }
 
     fn done_with(&self, range: Range<usize>) {
