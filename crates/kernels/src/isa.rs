@@ -7,7 +7,7 @@
 
 use half::f16;
 
-use crate::lanes::{LANES, ONE, ROUND, larger, largest, sum, widen_half};
+use crate::lanes::{LANES, LEAST_POWER, ONE, ROUND, larger, largest, sum, widen_half};
 
 #[cfg(target_arch = "aarch64")]
 #[path = "isa/arm.rs"]
@@ -78,9 +78,13 @@ pub(crate) trait Tier: Copy {
     /// Whether a lane is greater than 0.
     fn any_positive(self, x: Self::F) -> bool;
     /// `x` less the nearest whole number, of two the even one.
-    fn past_nearest(self, x: Self::F) -> Self::F;
+    #[inline(always)]
+    fn past_nearest(self, x: Self::F) -> Self::F {
+        let round = self.splat(ROUND);
+        self.sub(x, self.sub(self.add(x, round), round))
+    }
     /// `p` times 2 to that whole number, where `past` is what [`Tier::past_nearest`] gives for `x`;
-    /// 0 where `x` is below -125, NaN of NaN.
+    /// 0 where `x` is below [`LEAST_POWER`], NaN of NaN.
     fn times_power(self, p: Self::F, x: Self::F, past: Self::F) -> Self::F;
 
     /// The largest of 32 numbers without their signs; NaN is larger than any other.
@@ -183,15 +187,11 @@ impl Tier for Portable {
         x.iter().any(|x| *x > 0.0)
     }
     #[inline(always)]
-    fn past_nearest(self, x: Self::F) -> Self::F {
-        x.map(|x| x - ((x + ROUND) - ROUND))
-    }
-    #[inline(always)]
     fn times_power(self, p: Self::F, x: Self::F, _past: Self::F) -> Self::F {
         std::array::from_fn(|i| {
             let nearest = (x[i] + ROUND).to_bits();
             let power = f32::from_bits((nearest << 23).wrapping_add(ONE));
-            if x[i] < -125.0 { 0.0 } else { p[i] * power }
+            if x[i] < LEAST_POWER { 0.0 } else { p[i] * power }
         })
     }
 }

@@ -10,6 +10,9 @@ pub(crate) const LANES: usize = 16;
 /// conversion would not become vector instructions.
 pub(crate) const ROUND: f32 = 12_582_912.0;
 
+/// Powers of 2 to less count as 0: soon they would not be normal numbers.
+pub(crate) const LEAST_POWER: f32 = -125.0;
+
 /// The bits of 1.
 pub(crate) const ONE: u32 = 1.0f32.to_bits();
 

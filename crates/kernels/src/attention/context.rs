@@ -15,7 +15,7 @@ use pomona_types::{Collective, GroupError};
 
 use super::partial::{MergeRecords, record_len};
 use super::tile::Tile;
-use super::{Item, Out, Problem, SPLIT, Workspace, compute, tile_rows};
+use super::{Item, Out, Problem, SHARED_PAIRS, SPLIT, Workspace, compute};
 use crate::Isa;
 
 /// Most numbers of a round's partial sums, those of all ranks together: 16 MiB. One row and its
@@ -92,7 +92,7 @@ fn pieces(problem: &Problem<'_>) -> Vec<Piece> {
             let position = s.start as usize + row;
             let first = problem.first_seen(position) / SPLIT;
             let splits = |rows: usize| first..(position + rows - 1) / SPLIT + 1;
-            let rows = tile_rows(problem).min(end - row);
+            let rows = (SHARED_PAIRS / problem.groups.size).clamp(1, end - row);
             let most = ROUND_NUMBERS / (splits(rows).len() * row_numbers(problem));
             let rows = rows.min(most.max(1));
             pieces.push(Piece { span, row, rows, splits: splits(rows) });

@@ -44,7 +44,8 @@ const RUN: usize = 4;
 /// Positions of a run. Runs start at multiples of it, whatever the chunk or the window.
 const POSITIONS: usize = RUN * BLOCK;
 /// Numbers of a tile's queries, about: what a widened block serves before the next one comes. With
-/// as many weighted values they fit a core's own cache, in which they come round once for each run.
+/// as many weighted values they take 384 KiB, which come round once for each run: they should fit a
+/// core's own cache.
 const TILE_NUMBERS: usize = 768 * 64;
 /// Rows of a tile times heads of a group, at least where there are few rows: fewer pairs would be
 /// busy widening.
@@ -199,10 +200,9 @@ fn tile_rows(problem: &Problem<'_>) -> usize {
 /// Lists the work, what takes longest first; returns the number of partial results.
 fn plan(problem: &Problem<'_>, threads: usize, items: &mut Vec<Item>) -> usize {
     items.clear();
-    let tiles = |rows: usize| -> usize {
-        let tiles = |span: &crate::Span| (span.rows as usize).div_ceil(rows);
-        problem.spans.iter().map(tiles).sum::<usize>() * problem.kv_heads
-    };
+    // As many as there would be were all rows of one span: single rows are soon done.
+    let rows: usize = problem.spans.iter().map(|span| span.rows as usize).sum();
+    let tiles = |of: usize| rows.div_ceil(of) * problem.kv_heads;
     // One thread has no one to share with.
     let enough = if threads > 1 { ITEMS_PER_THREAD * threads } else { 1 };
     let mut tile_rows = tile_rows(problem);

@@ -87,7 +87,8 @@ impl Partial {
             t.store(new, &mut factors[1]);
             let accs = accs.chunks_exact_mut(width).zip(more_accs.chunks_exact(width));
             for (pair, (acc, more)) in accs.enumerate() {
-                // Who has seen nothing of it stays as it is, to the sign of zeros.
+                // Who has seen nothing of it stays as it is, to the sign of zeros: what its values
+                // are there was left by somebody else, and may be anything.
                 if more_sum[pair] == 0.0 {
                     continue;
                 }

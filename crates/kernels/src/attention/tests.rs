@@ -54,6 +54,18 @@ impl Scene {
 
     /// Rows `start..start + rows` of the sequence as one span.
     fn run(&self, isa: Isa, threads: usize, start: usize, rows: usize) -> Vec<f32> {
+        self.run_in(&mut Workspace::default(), isa, threads, start..start + rows)
+    }
+
+    /// The same in memory that was used before.
+    fn run_in(
+        &self,
+        work: &mut Workspace,
+        isa: Isa,
+        threads: usize,
+        rows: Range<usize>,
+    ) -> Vec<f32> {
+        let (start, rows) = (rows.start, rows.len());
         let width = self.heads * self.head_dim;
         let span = Span {
             first_row: 0,
@@ -66,7 +78,7 @@ impl Scene {
         let mut out = vec![0.0; q.len()];
         let spans = [span];
         let problem = self.problem(q, &spans);
-        attention(&Pool::new(threads), isa, &problem, &mut Workspace::default(), &mut out);
+        attention(&Pool::new(threads), isa, &problem, work, &mut out);
         out
     }
 
@@ -191,6 +203,26 @@ fn results_are_the_same_bits_however_the_work_is_cut() {
                 let rows = chunk.min(700 - start);
                 let found = scene.run(isa, threads, start, rows);
                 assert_eq!(found, whole[start * width..][..rows * width], "{isa:?} {start}+{rows}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_another_sequence_left_in_memory_cannot_reach_a_row() {
+    for shape in [(4, 2, 64), (3, 1, 24)] {
+        let mut other = Scene::new(600, shape);
+        other.v.fill(f32::NAN);
+        // Rows near a split's end see nothing of the next one, later ones nothing of theirs.
+        let scene = Scene { window: Some(40), ..Scene::new(600, shape) };
+        for isa in Isa::available() {
+            for (threads, rows) in [(1, 200..560), (2, 200..560), (1, 250..270), (1, 511..512)] {
+                let mut work = Workspace::default();
+                let lost = other.run_in(&mut work, isa, threads, 0..600);
+                assert!(lost.iter().all(|x| x.is_nan()));
+                let found = scene.run_in(&mut work, isa, threads, rows.clone());
+                let fresh = scene.run(isa, threads, rows.start, rows.len());
+                assert!(found == fresh, "{shape:?} {isa:?} {threads} {rows:?}");
             }
         }
     }

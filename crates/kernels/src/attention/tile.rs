@@ -256,6 +256,9 @@ fn panels<T: Tier>(
 ) {
     let seen = || seen.as_ref();
     for (first, len) in cut(pairs) {
+        if seen().is_some_and(|seen| (first..first + len).all(|pair| seen(pair).is_empty())) {
+            continue;
+        }
         match len {
             6.. => tile.panel::<_, 6>(first, run, seen()).add(t),
             4.. => tile.panel::<_, 4>(first, run, seen()).add(t),

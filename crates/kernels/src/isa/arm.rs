@@ -66,16 +66,13 @@ impl Tier for Neon {
         positive.iter().any(|lanes| unsafe { vmaxvq_u32(*lanes) } != 0)
     }
     #[inline(always)]
-    fn past_nearest(self, x: Self::F) -> Self::F {
-        each!(i => vsubq_f32(x[i], vrndnq_f32(x[i])))
-    }
-    #[inline(always)]
     fn times_power(self, p: Self::F, x: Self::F, _past: Self::F) -> Self::F {
         each!(i => {
             let nearest = vreinterpretq_u32_f32(vaddq_f32(x[i], vdupq_n_f32(lanes::ROUND)));
             let power = vaddq_u32(vshlq_n_u32::<23>(nearest), vdupq_n_u32(lanes::ONE));
             let value = vreinterpretq_u32_f32(vmulq_f32(p[i], vreinterpretq_f32_u32(power)));
-            vreinterpretq_f32_u32(vbicq_u32(value, vcltq_f32(x[i], vdupq_n_f32(-125.0))))
+            let below = vcltq_f32(x[i], vdupq_n_f32(lanes::LEAST_POWER));
+            vreinterpretq_f32_u32(vbicq_u32(value, below))
         })
     }
     #[inline(always)]

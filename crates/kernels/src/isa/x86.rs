@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Isa, Kernel, Portable, Tier};
-use crate::lanes::{LANES, ONE, ROUND};
+use crate::lanes::{LANES, LEAST_POWER, ONE, ROUND};
 use crate::linear::amx;
 
 pub(super) const TIERS: &[Isa] = &[Isa::Reference, Isa::Avx2, Isa::Avx512, Isa::Amx];
@@ -85,11 +85,6 @@ impl Tier for Avx2 {
         }
     }
     #[inline(always)]
-    fn past_nearest(self, x: Self::F) -> Self::F {
-        let round = self.splat(ROUND);
-        self.sub(x, self.sub(self.add(x, round), round))
-    }
-    #[inline(always)]
     fn times_power(self, p: Self::F, x: Self::F, _past: Self::F) -> Self::F {
         [times_power(p[0], x[0]), times_power(p[1], x[1])]
     }
@@ -157,7 +152,7 @@ fn times_power(p: __m256, x: __m256) -> __m256 {
         let nearest = _mm256_castps_si256(_mm256_add_ps(x, _mm256_set1_ps(ROUND)));
         let one = _mm256_set1_epi32(ONE as i32);
         let power = _mm256_add_epi32(_mm256_slli_epi32::<23>(nearest), one);
-        let within = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, _mm256_set1_ps(-125.0));
+        let within = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, _mm256_set1_ps(LEAST_POWER));
         _mm256_and_ps(within, _mm256_mul_ps(p, _mm256_castsi256_ps(power)))
     }
 }
@@ -204,7 +199,7 @@ impl Tier for Avx512 {
     fn times_power(self, p: Self::F, x: Self::F, past: Self::F) -> Self::F {
         // SAFETY: see above. The difference is the whole number.
         unsafe {
-            let within = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(-125.0));
+            let within = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(LEAST_POWER));
             _mm512_maskz_scalef_ps(within, p, _mm512_sub_ps(x, past))
         }
     }
