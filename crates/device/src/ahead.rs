@@ -371,7 +371,7 @@ mod tests {
         let folder = folder();
         let (path, identity) = file(folder.path(), 10);
         let ahead = ReadAhead::begin(&path, identity).unwrap();
-        // To beyond the file's end: nothing ever comes.
+        // Beyond the file's end: nothing ever comes.
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| ahead.wait(0..2 * CHUNK));
             while ahead.0.state().wanted.is_empty() {

@@ -15,12 +15,14 @@ use pomona_types::{Collective, GroupError};
 
 use super::partial::{MergeRecords, record_len};
 use super::tile::Tile;
-use super::{Item, Out, Problem, SHARED_PAIRS, SPLIT, Workspace, compute};
+use super::{Item, Out, Problem, SPLIT, Workspace, compute};
 use crate::Isa;
 
 /// Most numbers of a round's partial sums, those of all ranks together: 16 MiB. One row and its
 /// splits go at a time where they are more.
 const ROUND_NUMBERS: usize = 4 << 20;
+/// Rows of a piece times heads of a group: threads share a round by pieces, so there must be many.
+const PIECE_PAIRS: usize = 192;
 
 /// Who has which splits, and who gets which heads.
 #[derive(Clone, Copy)]
@@ -92,7 +94,7 @@ fn pieces(problem: &Problem<'_>) -> Vec<Piece> {
             let position = s.start as usize + row;
             let first = problem.first_seen(position) / SPLIT;
             let splits = |rows: usize| first..(position + rows - 1) / SPLIT + 1;
-            let rows = (SHARED_PAIRS / problem.groups.size).clamp(1, end - row);
+            let rows = (PIECE_PAIRS / problem.groups.size).clamp(1, end - row);
             let most = ROUND_NUMBERS / (splits(rows).len() * row_numbers(problem));
             let rows = rows.min(most.max(1));
             pieces.push(Piece { span, row, rows, splits: splits(rows) });

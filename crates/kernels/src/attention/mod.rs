@@ -192,11 +192,6 @@ fn head_at(problem: &Problem<'_>, item: &Item, kv_head: usize, row: usize) -> us
     (row * problem.heads + head) * problem.head_dim
 }
 
-/// Rows of a tile.
-fn tile_rows(problem: &Problem<'_>) -> usize {
-    (TILE_NUMBERS / (problem.groups.size * problem.head_dim)).max(1)
-}
-
 /// Lists the work, what takes longest first; returns the number of partial results.
 fn plan(problem: &Problem<'_>, threads: usize, items: &mut Vec<Item>) -> usize {
     items.clear();
@@ -205,7 +200,7 @@ fn plan(problem: &Problem<'_>, threads: usize, items: &mut Vec<Item>) -> usize {
     let tiles = |of: usize| rows.div_ceil(of) * problem.kv_heads;
     // One thread has no one to share with.
     let enough = if threads > 1 { ITEMS_PER_THREAD * threads } else { 1 };
-    let mut tile_rows = tile_rows(problem);
+    let mut tile_rows = (TILE_NUMBERS / (problem.groups.size * problem.head_dim)).max(1);
     while tile_rows * problem.groups.size > TILE_PAIRS_MIN && tiles(tile_rows) < enough {
         tile_rows = tile_rows.div_ceil(2);
     }
