@@ -10,7 +10,7 @@ use std::fmt::Display;
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -32,6 +32,9 @@ const FIRST_BEAT_AFTER: Duration = Duration::from_secs(5);
 /// How long a broken data connection waits for its pulse, which knows more: whether the peer leaves
 /// because of another rank's fault, or because its process ended and so both connections did.
 const GRACE: Duration = Duration::from_millis(100);
+/// And so many times the pulse listens meanwhile, however long that takes it on a busy machine: the
+/// first may have begun before the connection broke.
+const GRACE_LISTENS: u32 = 2;
 /// How often it looks.
 const GRACE_LOOK: Duration = Duration::from_millis(1);
 
@@ -201,6 +204,8 @@ struct Shared {
     /// By rank: it said that it leaves, so its silence is no fault.
     left: Vec<AtomicBool>,
     over: Over,
+    /// How many times the thread has read what all peers had sent.
+    listens: AtomicU32,
     stop: Bell,
     stopped: AtomicBool,
 }
@@ -243,6 +248,7 @@ impl Shared {
             for reader in readers.iter_mut().filter(|reader| reader.open) {
                 self.listen(reader);
             }
+            self.listens.fetch_add(1, Ordering::Release);
             let slept = looked.elapsed();
             looked = Instant::now();
             if slept > 3 * beat {
@@ -314,9 +320,17 @@ impl Pulse {
             let Connection { stream, sealer, .. } = connection;
             writers.push(Some(Mutex::new(Writer { stream, sealer, stuck: false })));
         }
-        let (over, stop, stopped) = (Over::new()?, Bell::new()?, AtomicBool::new(false));
-        let shared = Shared { rank, epoch, silent_after, writers, left, over, stop, stopped };
-        let shared = Arc::new(shared);
+        let shared = Arc::new(Shared {
+            rank,
+            epoch,
+            silent_after,
+            writers,
+            left,
+            over: Over::new()?,
+            listens: AtomicU32::new(0),
+            stop: Bell::new()?,
+            stopped: AtomicBool::new(false),
+        });
         let runner = Arc::clone(&shared);
         let name = format!("pulse {rank}");
         let thread = std::thread::Builder::new().name(name).spawn(move || runner.run(readers))?;
@@ -344,14 +358,18 @@ impl Pulse {
     /// The data connection to a peer is broken; a peer that has left on purpose is no fault. Blocks
     /// until the pulse has told why, or has nothing to tell.
     pub(crate) fn broken(&self, peer: usize, why: &dyn Display) {
-        let begun = Instant::now();
-        while begun.elapsed() < GRACE {
+        let (begun, before) = (Instant::now(), self.listens());
+        while begun.elapsed() < GRACE || self.listens().wrapping_sub(before) < GRACE_LISTENS {
             if self.over().is_set() || self.shared.has_left(peer) {
                 return;
             }
             poll([self.over().interest()].into_iter(), GRACE_LOOK);
         }
         self.shared.lost(peer, LostCause::Disconnected(why.to_string()));
+    }
+
+    fn listens(&self) -> u32 {
+        self.shared.listens.load(Ordering::Acquire)
     }
 
     /// Whether a peer has said that it leaves.
@@ -365,6 +383,14 @@ impl Pulse {
         for writer in self.shared.writers.iter().flatten() {
             let _ = lock(writer).stream.shutdown(std::net::Shutdown::Both);
         }
+    }
+
+    /// As if the machine had no time for this thread: it can send no beat, and so nothing else.
+    #[cfg(test)]
+    pub(crate) fn stall(&self, time: Duration) {
+        let held: Vec<_> = self.shared.writers.iter().flatten().map(lock).collect();
+        std::thread::sleep(time);
+        drop(held);
     }
 
     /// The peer could not be understood: no grace, and no other cause.

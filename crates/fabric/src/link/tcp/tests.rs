@@ -138,6 +138,24 @@ fn a_rank_whose_process_ends_is_named_by_all_others() {
 }
 
 #[test]
+fn a_cause_is_waited_for_while_the_machine_is_busy() {
+    let why = GroupError::PeerLost { rank: 9, epoch: 7, cause: LostCause::Exited };
+    let causes = epoch(2, Policy::Seal, |link| {
+        if link.rank() == 0 {
+            // The pulse of the other stands still by now, and its data ends before it hears why.
+            std::thread::sleep(Duration::from_millis(200));
+            link.abort(why.clone());
+            return None;
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| link.pulse.stall(Duration::from_millis(600)));
+            wait(&link, 0, 0, 1).err()
+        })
+    });
+    assert_eq!(causes[1], Some(why));
+}
+
+#[test]
 fn an_abort_reaches_everybody_who_waits() {
     let why = GroupError::PeerLost { rank: 9, epoch: 7, cause: LostCause::Exited };
     for policy in POLICIES {
