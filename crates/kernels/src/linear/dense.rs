@@ -181,8 +181,10 @@ impl Dense<'_> {
         for (together, x) in tile.chunks(width * N::COLUMNS).enumerate() {
             let at = together * N::BYTES;
             if self.slab.all_tokens <= FEW {
+                let ahead = at + AHEAD;
+                let away = if ahead < weights[0].len() { 0 } else { (G - 1) * weights[0].len() };
                 for weights in weights {
-                    fetch(weights.as_ptr().wrapping_add(at + AHEAD));
+                    fetch(weights.as_ptr().wrapping_add(ahead + away));
                 }
             }
             for (column, x) in x.chunks_exact(width).enumerate() {

@@ -26,18 +26,18 @@ impl Few<'_> {
     pub(super) unsafe fn groups<I: Integers, S: Scales>(&self, groups: Range<usize>) {
         let mut first = groups.start;
         while first < groups.end {
-            let left = groups.end - first;
+            let abreast = groups.end - first >= ABREAST;
             // SAFETY: the caller has the features; groups are in bounds, and all tokens lie side by
             // side.
             first += unsafe {
                 match self.slab.all_tokens {
-                    1 if left >= ABREAST => self.products::<I, S, 1, ABREAST>(first, left),
-                    1 => self.products::<I, S, 1, 1>(first, left),
-                    2 if left >= ABREAST => self.products::<I, S, 2, ABREAST>(first, left),
-                    2 => self.products::<I, S, 2, 1>(first, left),
-                    3 => self.products::<I, S, 3, 1>(first, left),
-                    COUNTED => self.products::<I, S, COUNTED, 1>(first, left),
-                    _ => self.products::<I, S, FEW, 1>(first, left),
+                    1 if abreast => self.products::<I, S, 1, ABREAST>(first),
+                    1 => self.products::<I, S, 1, 1>(first),
+                    2 if abreast => self.products::<I, S, 2, ABREAST>(first),
+                    2 => self.products::<I, S, 2, 1>(first),
+                    3 => self.products::<I, S, 3, 1>(first),
+                    COUNTED => self.products::<I, S, COUNTED, 1>(first),
+                    _ => self.products::<I, S, FEW, 1>(first),
                 }
             };
         }
@@ -51,7 +51,6 @@ impl Few<'_> {
     unsafe fn products<I: Integers, S: Scales, const T: usize, const G: usize>(
         &self,
         first: usize,
-        left: usize,
     ) -> usize {
         let slab = self.slab;
         let blocks = slab.cols / BLOCK;
@@ -59,7 +58,8 @@ impl Few<'_> {
         let size = integer_bytes(slab.format);
         let (whole, factors) = (blocks * size, slab.group_bytes() - blocks * size);
         let (ahead_by, factor) = (AHEAD / size, factors / blocks.max(1));
-        let next = if left >= 2 * G { G * slab.group_bytes() } else { 0 };
+        // The next groups, or where the slab ends the next slab's: it is often the same worker's.
+        let next = G * slab.group_bytes();
         let two = self.activations.bits() == ActivationBits::Sixteen;
         let (terms, scaled) = (self.activations.terms(0, 0), self.activations.scaled(0, 0));
         // SAFETY: the caller has the features; blocks are within the groups and the activations,
