@@ -1,15 +1,48 @@
 //! Keys and values of a run, as panels take them: widened into memory before, or as they lie there.
 
-use super::cache::block_of;
+use super::cache::{block_of, quantised_bytes};
 use super::{BLOCK, RUN};
 use crate::isa::{Tier, fetch};
 use crate::lanes::LANES;
 
-/// How far ahead of what is read as it is stored memory is asked for, in bytes. There lies the next
-/// head's part of a block, or the next block.
+/// Bytes of a line of memory.
+const A_LINE: usize = 64;
+/// Bytes of blocks up to which the next run's are sent for: keys and values of two runs fit a first
+/// cache.
+const BLOCK_BYTES_MAX: usize = 2560;
+/// How far ahead larger ones are sent for, in bytes.
 const AHEAD: usize = 2048;
-/// Vectors of two-byte numbers to a line.
-const A_LINE: usize = 2;
+
+/// Where two runs lie: the one that is met, as it is stored, and the one after it, which is sent
+/// for meanwhile.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    /// First row of each block.
+    pub(super) now: [usize; RUN],
+    pub(super) soon: [usize; RUN],
+}
+
+/// Memory that is sent for while blocks are read.
+#[derive(Clone, Copy)]
+struct Soon([*const u8; RUN]);
+
+impl Soon {
+    /// For blocks of rows of so many numbers.
+    #[inline(always)]
+    fn of<N>(x: &[N], rows: Rows, row: usize) -> Soon {
+        let larger = BLOCK * row * size_of::<N>() > BLOCK_BYTES_MAX;
+        let (at, away) = if larger { (rows.now, AHEAD) } else { (rows.soon, 0) };
+        Soon(at.map(|at| x.as_ptr().wrapping_add(at * row).cast::<u8>().wrapping_add(away)))
+    }
+
+    /// Sends for what is there in the place of this byte of a block, if a line begins there.
+    #[inline(always)]
+    fn send(self, block: usize, byte: usize) {
+        if byte.is_multiple_of(A_LINE) {
+            fetch(self.0[block].wrapping_add(byte));
+        }
+    }
+}
 
 /// Keys and values of a run, sixteen numbers at a time.
 pub(super) trait Run<T: Tier>: Copy {
@@ -88,21 +121,26 @@ pub(super) struct Plain<'a, F: Form> {
     keys: [&'a [[F::Bits; LANES]]; RUN],
     /// `[BLOCK, width]` of each block.
     values: [&'a [[F::Bits; LANES]]; RUN],
+    /// Beside keys, and beside values.
+    soon: [Soon; 2],
     width: usize,
 }
 
 impl<'a, F: Form> Plain<'a, F> {
-    /// Blocks whose first rows have these numbers.
+    /// Bytes of a vector.
+    const BYTES: usize = size_of::<[F::Bits; LANES]>();
+
     #[inline(always)]
     pub(super) fn of(
         (k, v): (&'a [F::Bits], &'a [F::Bits]),
-        rows: [usize; RUN],
+        rows: Rows,
         head_dim: usize,
     ) -> Plain<'a, F> {
         let blocks = |x: &'a [F::Bits]| {
-            rows.map(|row| x[row * head_dim..][..BLOCK * head_dim].as_chunks().0)
+            rows.now.map(|row| x[row * head_dim..][..BLOCK * head_dim].as_chunks().0)
         };
-        Plain { keys: blocks(k), values: blocks(v), width: head_dim / LANES }
+        let soon = [k, v].map(|x| Soon::of(x, rows, head_dim));
+        Plain { keys: blocks(k), values: blocks(v), soon, width: head_dim / LANES }
     }
 }
 
@@ -111,9 +149,7 @@ impl<T: Tier, F: Form> Run<T> for Plain<'_, F> {
     fn keys<const G: usize>(self, t: T, i: usize, block: usize) -> [T::F; G] {
         let mut keys = [t.splat(0.0); G];
         for g in 0..G {
-            if i.is_multiple_of(A_LINE) {
-                fetch(self.keys[block + g][i].as_ptr().cast::<u8>().wrapping_add(AHEAD));
-            }
+            self.soon[0].send(block + g, i * Self::BYTES);
             keys[g] = F::widen(t, &self.keys[block + g][i]);
         }
         keys
@@ -124,9 +160,7 @@ impl<T: Tier, F: Form> Run<T> for Plain<'_, F> {
         let stored: &[_; G] = some(self.values[block], row * self.width + at);
         let mut values = [t.splat(0.0); G];
         for g in 0..G {
-            if g.is_multiple_of(A_LINE) {
-                fetch(stored[g].as_ptr().cast::<u8>().wrapping_add(AHEAD));
-            }
+            self.soon[1].send(block, (row * self.width + at + g) * Self::BYTES);
             values[g] = F::widen(t, &stored[g]);
         }
         values
@@ -138,6 +172,8 @@ impl<T: Tier, F: Form> Run<T> for Plain<'_, F> {
 pub(super) struct Scaled<'a> {
     keys: [Bytes<'a>; RUN],
     values: [Bytes<'a>; RUN],
+    /// Beside keys, and beside values.
+    soon: [Soon; 2],
     width: usize,
 }
 
@@ -148,20 +184,20 @@ struct Bytes<'a> {
 }
 
 impl<'a> Scaled<'a> {
-    /// Blocks whose first rows have these numbers.
     #[inline(always)]
-    pub(super) fn of(
-        (k, v): (&'a [u8], &'a [u8]),
-        rows: [usize; RUN],
-        head_dim: usize,
-    ) -> Scaled<'a> {
+    pub(super) fn of((k, v): (&'a [u8], &'a [u8]), rows: Rows, head_dim: usize) -> Scaled<'a> {
         let blocks = |x: &'a [u8]| {
-            rows.map(|row| {
+            rows.now.map(|row| {
                 let (integers, scales) = block_of(x, row, head_dim);
                 Bytes { integers: integers.as_chunks().0, scales }
             })
         };
-        Scaled { keys: blocks(k), values: blocks(v), width: head_dim / LANES }
+        let soon = [k, v].map(|x| Soon::of(x, rows, quantised_bytes(head_dim)));
+        // The scales, behind the integers.
+        for (soon, block) in soon.iter().flat_map(|soon| (0..RUN).map(move |block| (soon, block))) {
+            soon.send(block, BLOCK * head_dim);
+        }
+        Scaled { keys: blocks(k), values: blocks(v), soon, width: head_dim / LANES }
     }
 }
 
@@ -170,6 +206,7 @@ impl<T: Tier> Run<T> for Scaled<'_> {
     fn keys<const G: usize>(self, t: T, i: usize, block: usize) -> [T::F; G] {
         let mut keys = [t.splat(0.0); G];
         for g in 0..G {
+            self.soon[0].send(block + g, i * LANES);
             let block = &self.keys[block + g];
             keys[g] = t.mul(t.bytes(&block.integers[i]), t.load(&block.scales));
         }
@@ -177,10 +214,12 @@ impl<T: Tier> Run<T> for Scaled<'_> {
     }
     #[inline(always)]
     fn values<const G: usize>(self, t: T, position: usize, at: usize) -> [T::F; G] {
-        let (block, row) = (&self.values[position / BLOCK], position % BLOCK);
+        let (number, row) = (position / BLOCK, position % BLOCK);
+        let block = &self.values[number];
         let integers: &[_; G] = some(block.integers, row * self.width + at);
         let (scale, mut values) = (t.splat(block.scales[row]), [t.splat(0.0); G]);
         for g in 0..G {
+            self.soon[1].send(number, (row * self.width + at + g) * LANES);
             values[g] = t.mul(t.bytes(&integers[g]), scale);
         }
         values

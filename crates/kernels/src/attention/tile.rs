@@ -7,7 +7,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 
 use super::panel::{Panel, panel_len};
 use super::partial::{Partial, vectors};
-use super::stored::{Bfloat, Half, Plain, Run, Scaled, Widened};
+use super::stored::{Bfloat, Half, Plain, Rows, Run, Scaled, Widened};
 use super::{BLOCK, Cache, Item, POSITIONS, Problem, RUN, SPLIT};
 use crate::isa::{Kernel, Tier};
 use crate::lanes::{LANES, Line};
@@ -132,7 +132,7 @@ fn one_split<T: Tier>(t: T, problem: &Problem<'_>, item: &Item, tile: &mut Tile,
         for (kv_head, start, group) in item.groups(problem) {
             let pairs = start..start + item.rows * group;
             let seen = (!all).then_some(|p: usize| seen((p - start) / group));
-            let stored = Stored { problem, span: item.span, kv_head, first, blocks: from..to };
+            let stored = Stored { problem, item, kv_head, first, blocks: from..to };
             if item.rows == 1 && stored.meet(t, tile, &pairs, seen) {
                 continue;
             }
@@ -156,7 +156,7 @@ fn one_split<T: Tier>(t: T, problem: &Problem<'_>, item: &Item, tile: &mut Tile,
 /// A run of a KV head's blocks, as they lie in memory.
 struct Stored<'a> {
     problem: &'a Problem<'a>,
-    span: usize,
+    item: &'a Item,
     kv_head: usize,
     /// The run's first block.
     first: usize,
@@ -172,17 +172,29 @@ impl Stored<'_> {
 
     /// The number of a block's first row in the cache.
     #[inline(always)]
-    fn place(&self, block: usize) -> usize {
-        let span = &self.problem.spans[self.span];
+    fn place(&self, block: usize, kv_head: usize) -> usize {
+        let span = &self.problem.spans[self.item.span];
         let block = self.problem.tables[span.table as usize + block];
-        (block as usize * self.problem.kv_heads + self.kv_head) * BLOCK
+        (block as usize * self.problem.kv_heads + kv_head) * BLOCK
     }
 
-    /// The same for all blocks of the run. Of what nobody sees, a neighbour stands in.
+    /// The same for all blocks of the run, and of what the item meets after it. Of what nobody
+    /// sees, a neighbour stands in.
     #[inline(always)]
-    fn places(&self) -> [usize; RUN] {
-        let seen = self.seen();
-        std::array::from_fn(|i| self.place((self.first + i).clamp(seen.start, seen.end - 1)))
+    fn rows(&self) -> Rows {
+        let (seen, heads) = (self.seen(), &self.item.kv_heads);
+        let rows = |first: usize, end: usize, kv_head: usize| {
+            std::array::from_fn(|i| self.place((first + i).clamp(seen.start, end - 1), kv_head))
+        };
+        let now = rows(self.first, seen.end, self.kv_head);
+        let soon = if self.kv_head + 1 < heads.end {
+            rows(self.first, seen.end, self.kv_head + 1)
+        } else {
+            let item = self.item;
+            let past = self.problem.spans[item.span].start as usize + item.row + item.rows;
+            rows(self.first + RUN, past.min(item.splits.end * SPLIT).div_ceil(BLOCK), heads.start)
+        };
+        Rows { now, soon }
     }
 
     /// Widens it into a tile's memory.
@@ -190,7 +202,7 @@ impl Stored<'_> {
     fn widen<T: Tier>(&self, t: T, tile: &mut Tile) {
         let d = self.problem.head_dim;
         for block in self.seen() {
-            let (at, i) = (self.place(block), block - self.first);
+            let (at, i) = (self.place(block, self.kv_head), block - self.first);
             let keys = cast_slice_mut(&mut tile.keys[i..]).iter_mut().step_by(RUN);
             self.problem.k.keys(t, at, keys);
             let values = &mut tile.values[i * BLOCK * vectors(d)..][..BLOCK * vectors(d)];
@@ -211,7 +223,7 @@ impl Stored<'_> {
         if pairs.len() > STORED_PAIRS || !d.is_multiple_of(4 * LANES) {
             return false;
         }
-        let rows = self.places();
+        let rows = self.rows();
         match (self.problem.k, self.problem.v) {
             (Cache::F16(k), Cache::F16(v)) => {
                 row(t, tile, pairs, Plain::<Half>::of((k, v), rows, d), seen);
