@@ -286,6 +286,17 @@ impl Tier for Avx512 {
         }
     }
     #[inline(always)]
+    fn sum_of_bytes(self, x: &[u8; LANES], signed: bool) -> i32 {
+        // SAFETY: see above.
+        unsafe {
+            // Bytes are added as if they had no sign: those that have one are moved up by 128.
+            let (flip, most) = if signed { (-128, 128 * LANES as i32) } else { (0, 0) };
+            let bytes = _mm_xor_si128(_mm_loadu_si128(x.as_ptr().cast()), _mm_set1_epi8(flip));
+            let sums = _mm_sad_epu8(bytes, _mm_setzero_si128());
+            _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))) - most
+        }
+    }
+    #[inline(always)]
     fn second_bytes(self, x: Self::F, to: &mut [u8; LANES]) {
         // SAFETY: see above.
         unsafe {

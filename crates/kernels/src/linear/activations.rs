@@ -271,12 +271,6 @@ impl Quantise<'_> {
     fn tokens<T: Tier, const TERMS: usize>(&self, t: T) {
         let Places { bits, form, .. } = self.places;
         let largest = bits.largest();
-        // A low term with a sign takes from the high one what its sign means.
-        let offset = match (TERMS, form) {
-            (1, Form::Signed) => 0.0,
-            (1, Form::Unsigned) | (_, Form::Signed) => 128.0,
-            (_, Form::Unsigned) => 128.0 * 256.0,
-        };
         for token in self.tokens.clone() {
             let row = self.inputs.row(self.job, token);
             for (b, x) in row.as_chunks::<BLOCK>().0.iter().enumerate() {
@@ -285,7 +279,7 @@ impl Quantise<'_> {
                 // which have been sized for all of them.
                 unsafe {
                     let terms = &mut *self.terms.at(at * TERMS).cast::<[Term; TERMS]>();
-                    *self.scaled.at(at) = quantise(t, x, (largest, offset), terms);
+                    *self.scaled.at(at) = quantise(t, x, (largest, form), terms);
                 }
             }
         }
@@ -303,19 +297,24 @@ fn scale_of(largest: f32, integer: f32) -> (f32, f32) {
     }
 }
 
-/// Quantises a block to integers up to `largest`; the first term is of integers that are `offset`
-/// more.
+/// Quantises a block to integers up to `largest`, which takes `form`.
 #[inline(always)]
 fn quantise<T: Tier, const TERMS: usize>(
     t: T,
     x: &[f32; BLOCK],
-    (largest, offset): (f32, f32),
+    (largest, form): (f32, Form),
     terms: &mut [Term; TERMS],
 ) -> Scaled {
     let halves = x.as_chunks::<LANES>().0;
     let (scale, inverse) = scale_of(t.largest_magnitude(&halves[0], &halves[1]), largest);
+    // A low term with a sign takes from the high one what its sign means.
+    let offset = match (TERMS, form) {
+        (1, Form::Signed) => 0.0,
+        (1, Form::Unsigned) | (_, Form::Signed) => 128.0,
+        (_, Form::Unsigned) => 128.0 * 256.0,
+    };
     let (inverse_of_all, round) = (t.splat(inverse), t.splat(ROUND));
-    let mut sums = [0.0; 2];
+    let mut sums = [0; 2];
     for (h, half) in halves.iter().enumerate() {
         let mut rounded = t.splat(0.0);
         // Else numbers may not be finite.
@@ -330,8 +329,13 @@ fn quantise<T: Tier, const TERMS: usize>(
             t.second_bytes(first, terms[0].half(h));
             t.lowest_bytes(t.add(rounded, round), terms[1].half(h));
         }
-        // Exact in any order: it is below 2^24.
-        sums[h] = t.sum(rounded);
+        let signed = form == Form::Signed;
+        for term in &mut *terms {
+            sums[h] = 256 * sums[h] + t.sum_of_bytes(term.half(h), signed);
+        }
+        if !signed {
+            sums[h] -= offset as i32 * LANES as i32;
+        }
     }
-    Scaled { scale, sum: scale * (sums[0] + sums[1]), halves: sums.map(|sum| sum as i32) }
+    Scaled { scale, sum: scale * (sums[0] + sums[1]) as f32, halves: sums }
 }
