@@ -110,12 +110,6 @@ pub(crate) trait Tier: Copy {
             *to = x.to_bits() as u8;
         }
     }
-    /// The sum of bytes; with `signed` they have signs.
-    #[inline(always)]
-    fn sum_of_bytes(self, x: &[u8; LANES], signed: bool) -> i32 {
-        let widen = |x: u8| if signed { i32::from(x as i8) } else { i32::from(x) };
-        x.iter().map(|x| widen(*x)).sum()
-    }
     /// Stores the byte above it.
     #[inline(always)]
     fn second_bytes(self, x: Self::F, to: &mut [u8; LANES]) {
@@ -124,6 +118,12 @@ pub(crate) trait Tier: Copy {
         for (to, x) in to.iter_mut().zip(lanes) {
             *to = (x.to_bits() >> 8) as u8;
         }
+    }
+    /// The sum of bytes; with `signed` they have signs.
+    #[inline(always)]
+    fn sum_of_bytes(self, x: &[u8; LANES], signed: bool) -> i32 {
+        let widen = |x: u8| if signed { i32::from(x as i8) } else { i32::from(x) };
+        x.iter().map(|x| widen(*x)).sum()
     }
     /// Stores half-precision numbers, as bits: the nearest ones, of two the even one.
     #[inline(always)]

@@ -359,9 +359,15 @@ impl Pulse {
     /// until the pulse has told why, or has nothing to tell.
     pub(crate) fn broken(&self, peer: usize, why: &dyn Display) {
         let (begun, before) = (Instant::now(), self.listens());
-        while begun.elapsed() < GRACE || self.listens().wrapping_sub(before) < GRACE_LISTENS {
+        loop {
+            // Before the look, which then sees what the last time has brought.
+            let listened = self.listens().wrapping_sub(before) >= GRACE_LISTENS || self.is_deaf();
+            let enough = listened && begun.elapsed() >= GRACE;
             if self.over().is_set() || self.shared.has_left(peer) {
                 return;
+            }
+            if enough {
+                break;
             }
             poll([self.over().interest()].into_iter(), GRACE_LOOK);
         }
@@ -370,6 +376,11 @@ impl Pulse {
 
     fn listens(&self) -> u32 {
         self.shared.listens.load(Ordering::Acquire)
+    }
+
+    /// Whether nobody listens any more.
+    fn is_deaf(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// Whether a peer has said that it leaves.

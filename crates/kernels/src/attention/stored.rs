@@ -7,8 +7,8 @@ use crate::lanes::LANES;
 
 /// Bytes of a line of memory.
 const A_LINE: usize = 64;
-/// Bytes of blocks up to which the next run's are sent for: keys and values of two runs fit a first
-/// cache.
+/// Bytes of blocks up to which the next run's are sent for: keys and values of two runs then fit a
+/// first cache of 48 KB.
 const BLOCK_BYTES_MAX: usize = 2560;
 /// How far ahead larger ones are sent for, in bytes.
 const AHEAD: usize = 2048;
@@ -193,7 +193,7 @@ impl<'a> Scaled<'a> {
             })
         };
         let soon = [k, v].map(|x| Soon::of(x, rows, quantised_bytes(head_dim)));
-        // The scales, behind the integers.
+        // The next run's scales, behind its integers.
         for (soon, block) in soon.iter().flat_map(|soon| (0..RUN).map(move |block| (soon, block))) {
             soon.send(block, BLOCK * head_dim);
         }

@@ -188,7 +188,7 @@ impl Stored<'_> {
         };
         let now = rows(self.first, seen.end, self.kv_head);
         let soon = if self.kv_head + 1 < heads.end {
-            rows(self.first, seen.end, self.kv_head + 1)
+            now.map(|row: usize| row + BLOCK)
         } else {
             let item = self.item;
             let past = self.problem.spans[item.span].start as usize + item.row + item.rows;

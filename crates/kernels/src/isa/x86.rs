@@ -124,6 +124,11 @@ impl Tier for Avx2 {
         }
     }
     #[inline(always)]
+    fn sum_of_bytes(self, x: &[u8; LANES], signed: bool) -> i32 {
+        // SAFETY: every x86-64 machine has SSE2.
+        unsafe { sum_of_bytes(x, signed) }
+    }
+    #[inline(always)]
     fn store_halves(self, x: Self::F, to: &mut [u16; LANES]) {
         // SAFETY: see above.
         unsafe {
@@ -286,23 +291,17 @@ impl Tier for Avx512 {
         }
     }
     #[inline(always)]
-    fn sum_of_bytes(self, x: &[u8; LANES], signed: bool) -> i32 {
-        // SAFETY: see above.
-        unsafe {
-            // Bytes are added as if they had no sign: those that have one are moved up by 128.
-            let (flip, most) = if signed { (-128, 128 * LANES as i32) } else { (0, 0) };
-            let bytes = _mm_xor_si128(_mm_loadu_si128(x.as_ptr().cast()), _mm_set1_epi8(flip));
-            let sums = _mm_sad_epu8(bytes, _mm_setzero_si128());
-            _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))) - most
-        }
-    }
-    #[inline(always)]
     fn second_bytes(self, x: Self::F, to: &mut [u8; LANES]) {
         // SAFETY: see above.
         unsafe {
             let bytes = _mm512_cvtepi32_epi8(_mm512_srli_epi32::<8>(_mm512_castps_si512(x)));
             _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
         }
+    }
+    #[inline(always)]
+    fn sum_of_bytes(self, x: &[u8; LANES], signed: bool) -> i32 {
+        // SAFETY: every x86-64 machine has SSE2.
+        unsafe { sum_of_bytes(x, signed) }
     }
     #[inline(always)]
     fn store_halves(self, x: Self::F, to: &mut [u16; LANES]) {
@@ -329,4 +328,20 @@ impl Tier for Avx512 {
 pub(crate) fn fetch(at: *const u8) {
     // SAFETY: nothing is read: what is not there is not fetched.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+}
+
+/// The sum of bytes, as [`Tier::sum_of_bytes`] has it.
+///
+/// # Safety
+/// The machine has SSE2.
+#[inline(always)]
+unsafe fn sum_of_bytes(x: &[u8; LANES], signed: bool) -> i32 {
+    // SAFETY: by contract.
+    unsafe {
+        // Bytes are added as if they had no sign: those that have one are moved up by 128.
+        let (flip, moved) = if signed { (-128, 128 * LANES as i32) } else { (0, 0) };
+        let bytes = _mm_xor_si128(_mm_loadu_si128(x.as_ptr().cast()), _mm_set1_epi8(flip));
+        let sums = _mm_sad_epu8(bytes, _mm_setzero_si128());
+        _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))) - moved
+    }
 }

@@ -297,7 +297,7 @@ fn scale_of(largest: f32, integer: f32) -> (f32, f32) {
     }
 }
 
-/// Quantises a block to integers up to `largest`, which takes `form`.
+/// Quantises a block to integers up to `largest`, whose terms take a form.
 #[inline(always)]
 fn quantise<T: Tier, const TERMS: usize>(
     t: T,
@@ -307,7 +307,8 @@ fn quantise<T: Tier, const TERMS: usize>(
 ) -> Scaled {
     let halves = x.as_chunks::<LANES>().0;
     let (scale, inverse) = scale_of(t.largest_magnitude(&halves[0], &halves[1]), largest);
-    // A low term with a sign takes from the high one what its sign means.
+    // Integers of the first term are so much more. A low term with a sign takes from the high one
+    // what its sign means.
     let offset = match (TERMS, form) {
         (1, Form::Signed) => 0.0,
         (1, Form::Unsigned) | (_, Form::Signed) => 128.0,

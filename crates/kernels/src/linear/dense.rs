@@ -181,6 +181,7 @@ impl Dense<'_> {
         for (together, x) in tile.chunks(width * N::COLUMNS).enumerate() {
             let at = together * N::BYTES;
             if self.slab.all_tokens <= FEW {
+                // Past the end: the groups after these.
                 let ahead = at + AHEAD;
                 let away = if ahead < weights[0].len() { 0 } else { (G - 1) * weights[0].len() };
                 for weights in weights {

@@ -67,7 +67,9 @@ pub fn run(args: &SweepArgs) -> Result<()> {
     })?;
     if let Some(path) = &args.svg {
         let machine = &report.machine;
-        let title = format!("{} on {}, {} threads", facts.name, machine.cpu, machine.threads);
+        // Pictures are shown to others: folders say nothing to them.
+        let name = facts.name.rsplit('/').next().unwrap_or_default();
+        let title = format!("{name} on {}, {} threads", machine.cpu, machine.threads);
         std::fs::write(path, sweep.svg(&title))
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
