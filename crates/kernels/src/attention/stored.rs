@@ -194,8 +194,8 @@ impl<'a> Scaled<'a> {
         };
         let soon = [k, v].map(|x| Soon::of(x, rows, quantised_bytes(head_dim)));
         // The next run's scales, behind its integers.
-        for (soon, block) in soon.iter().flat_map(|soon| (0..RUN).map(move |block| (soon, block))) {
-            soon.send(block, BLOCK * head_dim);
+        for soon in soon {
+            (0..RUN).for_each(|block| soon.send(block, BLOCK * head_dim));
         }
         Scaled { keys: blocks(k), values: blocks(v), soon, width: head_dim / LANES }
     }
