@@ -9,7 +9,9 @@ use pomona_device::{
 };
 use pomona_types::Collective;
 
-use crate::attention::{self, BLOCK, Cache, CacheMut, KvWrite, Problem, Shares, Workspace};
+use crate::attention::{
+    self, BLOCK, Cache, CacheMut, KvWrite, Layer, Problem, Shares, Workspace, kv_row_bytes,
+};
 use crate::experts::{self, Combine, Exchange, Means, Route, Weight};
 use crate::linear::packed::{self, GROUP};
 use crate::linear::{self, Job, Out, Part, Rows, Shared, linear};
@@ -395,8 +397,13 @@ impl Ops for CpuOps {
     }
 
     fn kv_write(&self, k: &View, v: &View, slots: &View, layer: &KvLayer) -> Result<(), OpError> {
-        let [blocks, heads, head_dim] = kv_shape("kv_write", layer)?;
         let tokens = slots.elements();
+        if tokens == 0 {
+            return Ok(());
+        }
+        let heads = layer.k.shape().get(1).copied().unwrap_or_default();
+        let head_dim = k.elements() / (tokens * heads).max(1);
+        let [blocks, heads] = kv_shape("kv_write", layer, head_dim)?;
         let fits = k.elements() == tokens * heads * head_dim && v.elements() == k.elements();
         ensure(fits, "kv_write", || format!("{:?} into {:?}", k.shape(), layer.k.shape()))?;
         for cache in [&layer.k, &layer.v] {
@@ -439,7 +446,7 @@ impl Ops for CpuOps {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: `out` overlaps none of the inputs.
         let (problem, out) =
-            unsafe { (problem(&access, q, layer, how)?, access.write::<f32>(out)?) };
+            unsafe { (problem(&access, q, layer, how, self.bits)?, access.write::<f32>(out)?) };
         attention::attention(&self.pool, self.isa, &problem, &mut scratch.attention, out);
         Ok(())
     }
@@ -469,7 +476,7 @@ impl Ops for CpuOps {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: `out` overlaps none of the inputs.
         let (problem, out) =
-            unsafe { (problem(&access, q, layer, how)?, access.write::<f32>(out)?) };
+            unsafe { (problem(&access, q, layer, how, self.bits)?, access.write::<f32>(out)?) };
         let Scratch { attention: work, exchanged, .. } = &mut *scratch;
         let means = (&self.pool, self.isa, group);
         attention::shared_attention(means, &problem, &shares, (work, exchanged), out)?;
@@ -856,23 +863,24 @@ fn stored(matrix: &Matrix) -> Result<View, OpError> {
     Ok(View::new(buffer.0.clone(), 0, DType::U8, &[buffer.0.bytes()])?)
 }
 
-/// `[blocks, kv_heads, head_dim]` of a layer's cache.
-fn kv_shape(operation: &'static str, layer: &KvLayer) -> Result<[usize; 3], OpError> {
-    let shape = layer.k.shape();
+/// `[blocks, kv_heads]` of a layer's cache, whose heads have so many numbers.
+fn kv_shape(
+    operation: &'static str,
+    layer: &KvLayer,
+    head_dim: usize,
+) -> Result<[usize; 2], OpError> {
+    let (shape, dtype) = (layer.k.shape(), layer.k.dtype());
     let fits = shape.len() == 4
         && shape[2] == BLOCK
+        && shape[3] * dtype.bytes() == kv_row_bytes(dtype, head_dim)
         && shape.iter().all(|n| *n > 0)
         && layer.v.shape() == shape
-        && layer.v.dtype() == layer.k.dtype();
+        && layer.v.dtype() == dtype;
     ensure(fits, operation, || {
-        format!("a cache of {shape:?} is not [blocks, kv_heads, {BLOCK}, head_dim]")
+        format!("a cache of {shape:?} is not [blocks, kv_heads, {BLOCK}, {head_dim} as {dtype:?}]")
     })?;
     apart(operation, &layer.k, &[&layer.v])?;
-    let head_dim = match layer.k.dtype() {
-        DType::I8 => shape[3].saturating_sub(attention::quantised_bytes(0)),
-        _ => shape[3],
-    };
-    Ok([shape[0], shape[1], head_dim])
+    Ok([shape[0], shape[1]])
 }
 
 /// Checks shapes, spans, and the blocks of spans that are `here`.
@@ -881,10 +889,9 @@ fn check_attention(
     how: &Attention<'_>,
     here: &dyn Fn(usize, usize) -> bool,
 ) -> Result<(), OpError> {
-    let [blocks, kv_heads, head_dim] = kv_shape("attention", layer)?;
     let shape = q.shape();
+    let [blocks, kv_heads] = kv_shape("attention", layer, head_dim(q))?;
     let fits = shape.len() == 3
-        && shape[2] == head_dim
         && how.heads.skipped < how.heads.size
         && (shape[1] + how.heads.skipped).div_ceil(how.heads.size) == kv_heads;
     ensure(fits, "attention", || format!("{shape:?} over {:?}", layer.k.shape()))?;
@@ -915,15 +922,15 @@ unsafe fn problem<'a>(
     q: &View,
     layer: &KvLayer,
     how: &Attention<'a>,
+    bits: ActivationBits,
 ) -> Result<Problem<'a>, OpError> {
-    let [_, kv_heads, head_dim] = kv_shape("attention", layer)?;
+    let head_dim = head_dim(q);
+    let [_, kv_heads] = kv_shape("attention", layer, head_dim)?;
     // SAFETY: the caller's contract.
-    let (values, k, v) =
-        unsafe { (access.read::<f32>(q)?, cache(access, &layer.k)?, cache(access, &layer.v)?) };
+    let (values, layer) = unsafe { (access.read::<f32>(q)?, layer_of(access, layer, bits)?) };
     Ok(Problem {
         q: values,
-        k,
-        v,
+        layer,
         heads: q.shape()[1],
         kv_heads,
         groups: how.heads,
@@ -935,6 +942,30 @@ unsafe fn problem<'a>(
     })
 }
 
+/// The numbers of a head.
+fn head_dim(rows: &View) -> usize {
+    rows.shape().last().copied().unwrap_or_default()
+}
+
+/// # Safety
+/// As for [`Access::read`].
+unsafe fn layer_of<'a>(
+    access: &'a Access<'_>,
+    layer: &KvLayer,
+    bits: ActivationBits,
+) -> Result<Layer<'a>, OpError> {
+    // SAFETY: the caller's contract.
+    unsafe {
+        Ok(match layer.k.dtype() {
+            DType::I8 => {
+                let integers = [access.read::<u8>(&layer.k)?, access.read::<u8>(&layer.v)?];
+                Layer::Integers(integers, bits)
+            }
+            _ => Layer::Numbers([cache(access, &layer.k)?, cache(access, &layer.v)?]),
+        })
+    }
+}
+
 /// # Safety
 /// As for [`Access::read`].
 unsafe fn cache<'a>(access: &'a Access<'_>, view: &View) -> Result<Cache<'a>, OpError> {
@@ -943,7 +974,6 @@ unsafe fn cache<'a>(access: &'a Access<'_>, view: &View) -> Result<Cache<'a>, Op
         Ok(match view.dtype() {
             DType::F16 => Cache::F16(access.read::<u16>(view)?),
             DType::BF16 => Cache::BF16(access.read::<u16>(view)?),
-            DType::I8 => Cache::I8(access.read::<u8>(view)?),
             _ => Cache::F32(access.read::<f32>(view)?),
         })
     }

@@ -42,6 +42,8 @@ pub enum Isa {
 /// only this module makes one, where it has been looked for.
 pub(crate) trait Tier: Copy {
     type F: Copy;
+    /// Sixteen lanes of i32, or of four bytes each.
+    type I: Copy;
     /// Vector registers, counted as sixteen lanes each.
     const REGISTERS: usize;
     fn splat(self, x: f32) -> Self::F;
@@ -59,8 +61,14 @@ pub(crate) trait Tier: Copy {
     fn upper_bfloats(self, x: &[u32; LANES]) -> Self::F {
         self.load(&x.map(|bits| f32::from_bits(bits & 0xffff_0000)))
     }
-    /// Widens signed bytes.
-    fn bytes(self, x: &[u8; LANES]) -> Self::F;
+    fn splat_integer(self, x: i32) -> Self::I;
+    fn load_bytes(self, x: &[u8; 4 * LANES]) -> Self::I;
+    /// To the nearest numbers, of two the even one.
+    fn floats(self, x: Self::I) -> Self::F;
+    fn add_integers(self, a: Self::I, b: Self::I) -> Self::I;
+    fn times_256(self, x: Self::I) -> Self::I;
+    /// Adds to each lane the products of its four unsigned bytes and its four signed ones.
+    fn add_dots(self, sums: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I;
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
@@ -87,11 +95,11 @@ pub(crate) trait Tier: Copy {
     /// 0 where `x` is below [`LEAST_POWER`], NaN of NaN.
     fn times_power(self, p: Self::F, x: Self::F, past: Self::F) -> Self::F;
 
-    /// The largest of 32 numbers without their signs; NaN is larger than any other.
+    /// The largest of numbers without their signs; NaN is larger than any other.
     #[inline(always)]
-    fn largest_magnitude(self, a: &[f32; LANES], b: &[f32; LANES]) -> f32 {
+    fn largest_magnitude(self, x: &[[f32; LANES]]) -> f32 {
         // Without the sign, numbers are ordered as their bits are; NaN comes last.
-        let bits = a.iter().chain(b).map(|v| v.abs().to_bits());
+        let bits = x.as_flattened().iter().map(|v| v.abs().to_bits());
         f32::from_bits(bits.fold(0, u32::max))
     }
     /// The lanes added up, halves onto each other.
@@ -147,7 +155,36 @@ pub(crate) struct Portable;
 
 impl Tier for Portable {
     type F = [f32; LANES];
+    type I = [i32; LANES];
     const REGISTERS: usize = 8;
+    #[inline(always)]
+    fn splat_integer(self, x: i32) -> Self::I {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn load_bytes(self, x: &[u8; 4 * LANES]) -> Self::I {
+        std::array::from_fn(|i| i32::from_le_bytes(x.as_chunks().0[i]))
+    }
+    #[inline(always)]
+    fn floats(self, x: Self::I) -> Self::F {
+        x.map(|x| x as f32)
+    }
+    #[inline(always)]
+    fn add_integers(self, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    fn times_256(self, x: Self::I) -> Self::I {
+        x.map(|x| x << 8)
+    }
+    #[inline(always)]
+    fn add_dots(self, sums: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I {
+        std::array::from_fn(|i| {
+            let (u, s) = (unsigned[i].to_le_bytes(), signed[i].to_le_bytes());
+            let products = u.iter().zip(s).map(|(u, s)| i32::from(*u) * i32::from(s as i8));
+            sums[i].wrapping_add(products.sum())
+        })
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         [x; LANES]
@@ -163,10 +200,6 @@ impl Tier for Portable {
     #[inline(always)]
     fn halves(self, x: &[u16; LANES]) -> Self::F {
         x.map(widen_half)
-    }
-    #[inline(always)]
-    fn bytes(self, x: &[u8; LANES]) -> Self::F {
-        x.map(|x| f32::from(x as i8))
     }
     #[inline(always)]
     fn mul(self, a: Self::F, b: Self::F) -> Self::F {

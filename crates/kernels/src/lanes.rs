@@ -209,6 +209,36 @@ mod tests {
     }
 
     #[test]
+    fn dots_of_bytes_are_exact_on_every_tier() {
+        struct Dots<'a>(i32, &'a [[u8; 4 * LANES]; 2], &'a mut [f32; LANES]);
+        impl Kernel for Dots<'_> {
+            #[inline(always)]
+            fn run<T: Tier>(self, t: T) {
+                let Dots(start, bytes, out) = self;
+                let [unsigned, signed] = bytes.each_ref().map(|bytes| t.load_bytes(bytes));
+                let start = t.times_256(t.splat_integer(start));
+                let sums = t.add_dots(start, unsigned, signed);
+                t.store(t.floats(t.add_integers(sums, t.splat_integer(-1))), out);
+            }
+        }
+        // The first lanes have the extremes.
+        let bytes = [
+            std::array::from_fn(|i| if i < 8 { 255 } else { (i * 37) as u8 }),
+            std::array::from_fn(|i| [128, 127, (i * 91) as u8][(i / 4).min(2)]),
+        ];
+        for isa in Isa::available() {
+            let mut found = [0.0; LANES];
+            isa.run(Dots(-300, &bytes, &mut found));
+            for (lane, found) in found.iter().enumerate() {
+                let at = 4 * lane..4 * lane + 4;
+                let product = |i| i32::from(bytes[0][i]) * i32::from(bytes[1][i] as i8);
+                let expected = -300 * 256 - 1 + at.map(product).sum::<i32>();
+                assert_eq!(*found, expected as f32, "{isa:?}: lane {lane}");
+            }
+        }
+    }
+
+    #[test]
     fn every_half_widens_as_the_library_says() {
         for bits in 0..=u16::MAX {
             let expected = half::f16::from_bits(bits).to_f32();

@@ -14,6 +14,7 @@
 
 mod cache;
 mod context;
+mod integers;
 mod panel;
 mod partial;
 mod stored;
@@ -29,7 +30,7 @@ use pomona_types::{BLOCK_TOKENS, SPLIT_BLOCKS};
 
 use crate::{HeadGroups, Isa};
 pub use cache::kv_row_bytes;
-pub(crate) use cache::{Cache, quantised_bytes};
+pub(crate) use cache::{Cache, Layer};
 pub(crate) use context::{Shares, shared_attention};
 use partial::{Merge, Partial};
 use tile::Tile;
@@ -60,8 +61,7 @@ const ITEMS_PER_THREAD: usize = 4;
 pub(crate) struct Problem<'a> {
     /// `[tokens, heads, head_dim]`.
     pub(crate) q: &'a [f32],
-    pub(crate) k: Cache<'a>,
-    pub(crate) v: Cache<'a>,
+    pub(crate) layer: Layer<'a>,
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) groups: HeadGroups,

@@ -28,9 +28,8 @@ pub(super) fn panel_len(remaining: usize) -> usize {
 }
 
 /// A panel's queries, what it meets, and its softmax states.
-pub(super) struct Panel<'a, const P: usize, R> {
-    /// `[head_dim]`, those of the pairs side by side.
-    pub(super) queries: &'a [[f32; P]],
+pub(super) struct Panel<'a, const P: usize, Q, R> {
+    pub(super) queries: Q,
     pub(super) run: R,
     /// What each pair sees of the run, if not all see all.
     pub(super) seen: Option<[Range<usize>; P]>,
@@ -43,9 +42,10 @@ pub(super) struct Panel<'a, const P: usize, R> {
 }
 
 /// Scores, then weights, of a pair.
-type Scores = [[f32; LANES]; RUN];
+pub(super) type Scores = [[f32; LANES]; RUN];
 
-impl<const P: usize, R> Panel<'_, P, R> {
+/// Queries are `[head_dim]`, those of the pairs side by side.
+impl<const P: usize, R> Panel<'_, P, &[[f32; P]], R> {
     /// Adds the run to the states, where all pairs see the same of it and heads are of whole
     /// fours of vectors.
     #[inline(always)]
@@ -56,7 +56,7 @@ impl<const P: usize, R> Panel<'_, P, R> {
         let scores = &mut self.scores(t).0;
         let seen = match &self.seen {
             Some(seen) => {
-                hide(seen, scores);
+                hide(seen, scores, f32::NEG_INFINITY);
                 seen[0].clone()
             }
             None => 0..POSITIONS,
@@ -98,7 +98,7 @@ impl<const P: usize, R> Panel<'_, P, R> {
             soften(t, scores, self.base, self.sums, self.acc);
             return weigh(t, self.run, 0..POSITIONS, scores, self.acc);
         };
-        hide(seen, scores);
+        hide(seen, scores, f32::NEG_INFINITY);
         soften(t, scores, self.base, self.sums, self.acc);
         // What is common is added to all pairs at a time, what only some see to each by itself: a
         // weight of 0 would not keep out what is not finite.
@@ -148,12 +148,16 @@ impl<const P: usize, R> Panel<'_, P, R> {
     }
 }
 
-/// Leaves out what is not seen.
+/// Puts something in the place of what is not seen.
 #[inline(always)]
-fn hide<const P: usize>(seen: &[Range<usize>; P], scores: &mut [Scores; P]) {
+pub(super) fn hide<const P: usize>(
+    seen: &[Range<usize>; P],
+    scores: &mut [Scores; P],
+    hidden: f32,
+) {
     for (scores, seen) in scores.iter_mut().zip(seen) {
         for (i, score) in scores.as_flattened_mut().iter_mut().enumerate() {
-            *score = if seen.contains(&i) { *score } else { f32::NEG_INFINITY };
+            *score = if seen.contains(&i) { *score } else { hidden };
         }
     }
 }
@@ -162,7 +166,7 @@ fn hide<const P: usize>(seen: &[Range<usize>; P], scores: &mut [Scores; P]) {
 /// are relative to, that rises to the largest, and what the pair has shrinks: at its first
 /// positions, then seldom. Who sees nothing stays as it is.
 #[inline(always)]
-fn soften<T: Tier, const P: usize>(
+pub(super) fn soften<T: Tier, const P: usize>(
     t: T,
     scores: &mut [Scores; P],
     base: &mut [f32; P],

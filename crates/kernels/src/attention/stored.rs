@@ -1,6 +1,5 @@
 //! Keys and values of a run, as panels take them: widened into memory before, or as they lie there.
 
-use super::cache::{block_of, quantised_bytes};
 use super::{BLOCK, RUN};
 use crate::isa::{Tier, fetch};
 use crate::lanes::LANES;
@@ -24,12 +23,12 @@ pub(super) struct Rows {
 
 /// Memory that is sent for while blocks are read.
 #[derive(Clone, Copy)]
-struct Soon([*const u8; RUN]);
+pub(super) struct Soon([*const u8; RUN]);
 
 impl Soon {
     /// For blocks of rows of so many numbers.
     #[inline(always)]
-    fn of<N>(x: &[N], rows: Rows, row: usize) -> Soon {
+    pub(super) fn of<N>(x: &[N], rows: Rows, row: usize) -> Soon {
         let larger = BLOCK * row * size_of::<N>() > BLOCK_BYTES_MAX;
         let (at, away) = if larger { (rows.now, AHEAD) } else { (rows.soon, 0) };
         Soon(at.map(|at| x.as_ptr().wrapping_add(at * row).cast::<u8>().wrapping_add(away)))
@@ -37,7 +36,7 @@ impl Soon {
 
     /// Sends for what is there in the place of this byte of a block, if a line begins there.
     #[inline(always)]
-    fn send(self, block: usize, byte: usize) {
+    pub(super) fn send(self, block: usize, byte: usize) {
         if byte.is_multiple_of(A_LINE) {
             fetch(self.0[block].wrapping_add(byte));
         }
@@ -162,65 +161,6 @@ impl<T: Tier, F: Form> Run<T> for Plain<'_, F> {
         for g in 0..G {
             self.soon[1].send(block, (row * self.width + at + g) * Self::BYTES);
             values[g] = F::widen(t, &stored[g]);
-        }
-        values
-    }
-}
-
-/// A run of bytes with a scale for each position. Heads are of whole vectors.
-#[derive(Clone, Copy)]
-pub(super) struct Scaled<'a> {
-    keys: [Bytes<'a>; RUN],
-    values: [Bytes<'a>; RUN],
-    /// Beside keys, and beside values.
-    soon: [Soon; 2],
-    width: usize,
-}
-
-#[derive(Clone, Copy)]
-struct Bytes<'a> {
-    integers: &'a [[u8; LANES]],
-    scales: [f32; BLOCK],
-}
-
-impl<'a> Scaled<'a> {
-    #[inline(always)]
-    pub(super) fn of((k, v): (&'a [u8], &'a [u8]), rows: Rows, head_dim: usize) -> Scaled<'a> {
-        let blocks = |x: &'a [u8]| {
-            rows.now.map(|row| {
-                let (integers, scales) = block_of(x, row, head_dim);
-                Bytes { integers: integers.as_chunks().0, scales }
-            })
-        };
-        let soon = [k, v].map(|x| Soon::of(x, rows, quantised_bytes(head_dim)));
-        // The next run's scales, behind its integers.
-        for soon in soon {
-            (0..RUN).for_each(|block| soon.send(block, BLOCK * head_dim));
-        }
-        Scaled { keys: blocks(k), values: blocks(v), soon, width: head_dim / LANES }
-    }
-}
-
-impl<T: Tier> Run<T> for Scaled<'_> {
-    #[inline(always)]
-    fn keys<const G: usize>(self, t: T, i: usize, block: usize) -> [T::F; G] {
-        let mut keys = [t.splat(0.0); G];
-        for g in 0..G {
-            self.soon[0].send(block + g, i * LANES);
-            let block = &self.keys[block + g];
-            keys[g] = t.mul(t.bytes(&block.integers[i]), t.load(&block.scales));
-        }
-        keys
-    }
-    #[inline(always)]
-    fn values<const G: usize>(self, t: T, position: usize, at: usize) -> [T::F; G] {
-        let (number, row) = (position / BLOCK, position % BLOCK);
-        let block = &self.values[number];
-        let integers: &[_; G] = some(block.integers, row * self.width + at);
-        let (scale, mut values) = (t.splat(block.scales[row]), [t.splat(0.0); G]);
-        for g in 0..G {
-            self.soon[1].send(number, (row * self.width + at + g) * LANES);
-            values[g] = t.mul(t.bytes(&integers[g]), scale);
         }
         values
     }

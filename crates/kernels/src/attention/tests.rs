@@ -4,10 +4,12 @@ use half::f16;
 use pomona_device::Pool;
 use pomona_types::Collective;
 
+use super::integers::quantised_bytes;
 use super::write::BlockMut;
 use super::*;
 use crate::Span;
 use crate::isa::{Kernel, Tier};
+use crate::linear::ActivationBits;
 use crate::linear::tests::Dice;
 use crate::parcels::Parcels;
 
@@ -39,8 +41,7 @@ impl Scene {
     fn problem<'a>(&'a self, q: &'a [f32], spans: &'a [Span]) -> Problem<'a> {
         Problem {
             q,
-            k: Cache::F32(&self.k),
-            v: Cache::F32(&self.v),
+            layer: Layer::Numbers([Cache::F32(&self.k), Cache::F32(&self.v)]),
             heads: self.heads,
             kv_heads: self.kv_heads,
             groups: self.groups,
@@ -285,7 +286,7 @@ fn half_precision_caches_are_the_rounded_numbers() {
     let expected = rounded.run(Isa::detect(), 1, 0, 64);
     let spans = [Span { first_row: 0, rows: 64, start: 0, table: 0, table_len: 4 }];
     let mut problem = scene.problem(&scene.q, &spans);
-    (problem.k, problem.v) = (Cache::F16(&k16), Cache::F16(&v16));
+    problem.layer = Layer::Numbers([Cache::F16(&k16), Cache::F16(&v16)]);
     let mut out = vec![0.0; scene.q.len()];
     attention(&Pool::new(1), Isa::detect(), &problem, &mut Workspace::default(), &mut out);
     assert_eq!(out, expected);
@@ -308,51 +309,96 @@ impl Kernel for Store<'_> {
     }
 }
 
+/// A scene's keys and values as integers, and the scene that they stand for.
+fn quantised(scene: &Scene) -> ([Vec<u8>; 2], Scene) {
+    let d = scene.head_dim;
+    let (mut k, mut v) = (scene.k.clone(), scene.v.clone());
+    let mut bytes = [0, 1].map(|_| vec![0; scene.k.len() / d * quantised_bytes(d)]);
+    // The definition: a scale for each position, integers up to 127.
+    let rounded = |row: &[f32]| -> Vec<f32> {
+        let largest = row.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        let integer = |v: &f32| (v * (127.0 / largest)).round_ties_even();
+        row.iter().map(|v| integer(v) * (largest / 127.0)).collect()
+    };
+    for row in 0..scene.k.len() / d {
+        let (block, offset) = (row / BLOCK, row % BLOCK);
+        let place = |i| (block * d + i) * BLOCK + offset;
+        let key: Vec<f32> = (0..d).map(|i| scene.k[place(i)]).collect();
+        let value = &scene.v[row * d..][..d];
+        let size = BLOCK * quantised_bytes(d);
+        let [k8, v8] = bytes.each_mut().map(|x| BlockMut::I8(&mut x[block * size..][..size]));
+        Store(k8, &key, offset, true).store();
+        Store(v8, value, offset, false).store();
+        v[row * d..][..d].copy_from_slice(&rounded(value));
+        rounded(&key).iter().enumerate().for_each(|(i, key)| k[place(i)] = *key);
+    }
+    let rounded = Scene { k, v, table: scene.table.clone(), q: scene.q.clone(), ..*scene };
+    (bytes, rounded)
+}
+
+/// Attention over integers: all rows of a scene at once.
+fn in_integers(scene: &Scene, bytes: &[Vec<u8>; 2], isa: Isa, bits: ActivationBits) -> Vec<f32> {
+    let rows = scene.q.len() / (scene.heads * scene.head_dim);
+    let table_len = scene.table.len() as u32;
+    let spans = [Span { first_row: 0, rows: rows as u32, start: 0, table: 0, table_len }];
+    let layer = Layer::Integers([&bytes[0], &bytes[1]], bits);
+    let problem = Problem { layer, ..scene.problem(&scene.q, &spans) };
+    let mut out = vec![0.0; scene.q.len()];
+    attention(&Pool::new(2), isa, &problem, &mut Workspace::default(), &mut out);
+    out
+}
+
 #[test]
-fn quantised_caches_are_close_and_hide_nothing() {
-    for head_dim in [16, 20, 64] {
-        let shape = (2, 1, head_dim);
-        let scene = Scene::new(80, shape);
-        let blocks = scene.k.len() / (BLOCK * head_dim);
-        let size = BLOCK * quantised_bytes(head_dim);
-        let (mut k8, mut v8) = (vec![0; blocks * size], vec![0; blocks * size]);
-        let (mut k, mut v) = (vec![0.0; scene.k.len()], vec![0.0; scene.v.len()]);
-        for block in 0..blocks {
-            for offset in 0..BLOCK {
-                let at = |i| (block * head_dim + i) * BLOCK + offset;
-                let key: Vec<f32> = (0..head_dim).map(|i| scene.k[at(i)]).collect();
-                let value = &scene.v[(block * BLOCK + offset) * head_dim..][..head_dim];
-                Store(BlockMut::I8(&mut k8[block * size..][..size]), &key, offset, true).store();
-                Store(BlockMut::I8(&mut v8[block * size..][..size]), value, offset, false).store();
-                // The definition: a scale for each position, integers up to 127.
-                let rounded = |row: &[f32]| -> Vec<f32> {
-                    let largest = row.iter().fold(0.0f32, |most, v| most.max(v.abs()));
-                    let integer = |v: &f32| (v * (127.0 / largest)).round_ties_even();
-                    row.iter().map(|v| integer(v) * (largest / 127.0)).collect()
-                };
-                for (i, (key, value)) in rounded(&key).iter().zip(rounded(value)).enumerate() {
-                    k[at(i)] = *key;
-                    v[(block * BLOCK + offset) * head_dim + i] = value;
+fn integers_are_as_exact_as_their_bits_on_every_tier() {
+    for shape in [(2, 1, 16), (3, 1, 20), (4, 2, 64), (2, 1, 80), (1, 1, 256)] {
+        for window in [None, Some(70)] {
+            let scene = Scene { window, ..Scene::new(330, shape) };
+            let (bytes, rounded) = quantised(&scene);
+            for (bits, most) in [(ActivationBits::Eight, 0.1), (ActivationBits::Sixteen, 3e-4)] {
+                let expected = in_integers(&scene, &bytes, Isa::Reference, bits);
+                for (i, head) in expected.chunks_exact(shape.2).enumerate().step_by(11) {
+                    let defined = rounded.defined(i / shape.0, i % shape.0);
+                    for (found, defined) in head.iter().zip(defined) {
+                        let error = (f64::from(*found) - defined).abs();
+                        assert!(error < most, "{shape:?} {bits:?}, pair {i}: {found}, {defined}");
+                    }
+                }
+                for isa in Isa::available() {
+                    let found = in_integers(&scene, &bytes, isa, bits);
+                    assert_eq!(found, expected, "{isa:?} {shape:?} {bits:?}");
                 }
             }
         }
-        let rounded = Scene { k, v, ..Scene::new(80, shape) };
-        let spans = [Span { first_row: 0, rows: 80, start: 0, table: 0, table_len: 5 }];
-        for isa in Isa::available() {
-            let expected = rounded.run(isa, 1, 0, 80);
-            let mut problem = scene.problem(&scene.q, &spans);
-            (problem.k, problem.v) = (Cache::I8(&k8), Cache::I8(&v8));
-            let mut out = vec![0.0; scene.q.len()];
-            attention(&Pool::new(2), isa, &problem, &mut Workspace::default(), &mut out);
-            assert_eq!(out, expected, "{isa:?} {head_dim}");
+    }
+}
+
+#[test]
+fn what_is_not_finite_reaches_those_who_see_it_alone() {
+    const AT: usize = 37;
+    for (shape, cause) in [((2, 1, 64), f32::NAN), ((3, 3, 20), f32::INFINITY)] {
+        let (heads, kv_heads, d) = shape;
+        for (is_key, window) in [(true, None), (false, None), (false, Some(40))] {
+            let scene = Scene { window, ..Scene::new(100, shape) };
+            let (mut bytes, _) = quantised(&scene);
+            let clean = in_integers(&scene, &bytes, Isa::detect(), ActivationBits::Eight);
+            let size = BLOCK * quantised_bytes(d);
+            for head in 0..kv_heads {
+                let block = scene.table[AT / BLOCK] as usize * kv_heads + head;
+                let block = &mut bytes[usize::from(!is_key)][block * size..][..size];
+                Store(BlockMut::I8(block), &vec![cause; d], AT % BLOCK, is_key).store();
+            }
+            for isa in Isa::available() {
+                let found = in_integers(&scene, &bytes, isa, ActivationBits::Eight);
+                let rows = found.chunks_exact(heads * d).zip(clean.chunks_exact(heads * d));
+                for (row, (found, clean)) in rows.enumerate() {
+                    if (AT..AT + window.unwrap_or(100) as usize).contains(&row) {
+                        assert!(found.iter().all(|x| x.is_nan()), "{isa:?}, row {row}: hidden");
+                    } else {
+                        assert_eq!(found, clean, "{isa:?}, row {row}");
+                    }
+                }
+            }
         }
-        let row = vec![f32::NAN; head_dim];
-        Store(BlockMut::I8(&mut v8[..size]), &row, 3, false).store();
-        let problem = Problem { v: Cache::I8(&v8), ..scene.problem(&scene.q, &spans) };
-        let mut out = vec![0.0; scene.q.len()];
-        attention(&Pool::new(1), Isa::detect(), &problem, &mut Workspace::default(), &mut out);
-        let seen = scene.table.iter().position(|b| *b == 0);
-        assert_eq!(out.iter().any(|v| v.is_nan()), seen.is_some());
     }
 }
 
@@ -461,15 +507,16 @@ fn a_row_alone_takes_keys_as_they_are_stored_and_finds_the_same_bits() {
                 Store(BlockMut::I8(&mut byte[at]), x, offset, is_key).store();
             }
         }
-        let caches = [
-            (Cache::F16(&k16), Cache::F16(&v16)),
-            (Cache::BF16(&kb), Cache::BF16(&vb)),
-            (Cache::I8(&k8), Cache::I8(&v8)),
+        let layers = [
+            Layer::Numbers([Cache::F16(&k16), Cache::F16(&v16)]),
+            Layer::Numbers([Cache::BF16(&kb), Cache::BF16(&vb)]),
+            Layer::Integers([&k8, &v8], ActivationBits::Eight),
+            Layer::Integers([&k8, &v8], ActivationBits::Sixteen),
         ];
-        for (k, v) in caches {
+        for layer in layers {
             let table_len = scene.table.len() as u32;
             let run = |isa: Isa, spans: &[Span]| {
-                let problem = Problem { k, v, ..scene.problem(&scene.q, spans) };
+                let problem = Problem { layer, ..scene.problem(&scene.q, spans) };
                 let mut out = vec![0.0; scene.q.len()];
                 attention(&Pool::new(2), isa, &problem, &mut Workspace::default(), &mut out);
                 out

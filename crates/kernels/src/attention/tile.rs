@@ -5,12 +5,14 @@ use std::ops::Range;
 
 use bytemuck::{cast_slice, cast_slice_mut};
 
+use super::integers::{Integers, Queries};
 use super::panel::{Panel, panel_len};
 use super::partial::{Partial, vectors};
-use super::stored::{Bfloat, Half, Plain, Rows, Run, Scaled, Widened};
-use super::{BLOCK, Cache, Item, POSITIONS, Problem, RUN, SPLIT};
+use super::stored::{Bfloat, Half, Plain, Rows, Run, Widened};
+use super::{BLOCK, Cache, Item, Layer, POSITIONS, Problem, RUN, SPLIT};
 use crate::isa::{Kernel, Tier};
 use crate::lanes::{LANES, Line};
+use crate::linear::ActivationBits;
 
 /// Up to so many pairs of one row take keys and values as they are stored: to widen them into
 /// memory first would take longer, and reading and computing would take turns.
@@ -23,6 +25,8 @@ pub(super) struct Tile {
     pairs: usize,
     /// Queries `[head_dim, pairs]` of one panel after the other, scaled to powers of two.
     queries: Vec<f32>,
+    /// The same as integers, where keys are.
+    integers: Queries,
     /// Merged splits.
     pub(super) total: Partial,
     /// The split that is being computed: its sums are still in lanes, one vector for each pair.
@@ -37,26 +41,38 @@ pub(super) struct Tile {
 impl Tile {
     /// Takes an item's queries and forgets what was before.
     #[inline(always)]
-    fn start(&mut self, problem: &Problem<'_>, item: &Item) {
+    fn start<T: Tier>(&mut self, t: T, problem: &Problem<'_>, item: &Item) {
         let d = problem.head_dim;
         let pairs = item.rows * problem.readers(&item.kv_heads).len();
         (self.head_dim, self.pairs) = (d, pairs);
         self.total.clear(pairs, d);
-        if self.values.len() != POSITIONS * vectors(d) {
+        let widened = matches!(problem.layer, Layer::Numbers(_));
+        if widened && self.values.len() != POSITIONS * vectors(d) {
             self.keys = vec![Line::default(); RUN * d];
             self.values = vec![Line::default(); POSITIONS * vectors(d)];
         }
         // Scores are exponents of 2.
         let scale = problem.scale * std::f32::consts::LOG2_E;
-        self.queries.resize(pairs * d, 0.0);
+        match problem.layer {
+            Layer::Numbers(_) => self.queries.resize(pairs * d, 0.0),
+            Layer::Integers(_, bits) => self.integers.restart(pairs, d, bits),
+        }
         for (kv_head, start, group) in item.groups(problem) {
             for (first, len) in cut(start..start + item.rows * group) {
-                let panel = &mut self.queries[first * d..][..len * d];
                 for p in 0..len {
                     let (row, head) = ((first + p - start) / group, (first + p - start) % group);
                     let at = super::head_at(problem, item, kv_head, row) + head * d;
-                    let places = panel.iter_mut().skip(p).step_by(len);
-                    places.zip(&problem.q[at..][..d]).for_each(|(to, q)| *to = q * scale);
+                    let query = &problem.q[at..][..d];
+                    match problem.layer {
+                        Layer::Numbers(_) => {
+                            let places = self.queries[first * d..][..len * d].iter_mut();
+                            let places = places.skip(p).step_by(len);
+                            places.zip(query).for_each(|(to, q)| *to = q * scale);
+                        }
+                        Layer::Integers(_, bits) => {
+                            self.integers.set(t, (first, len, p), (query, scale, bits));
+                        }
+                    }
                 }
             }
         }
@@ -69,16 +85,72 @@ impl Tile {
         first: usize,
         run: R,
         seen: Option<impl Fn(usize) -> Range<usize>>,
-    ) -> Panel<'_, P, R> {
-        let (d, width) = (self.head_dim, vectors(self.head_dim));
-        Panel {
-            queries: self.queries[first * d..][..P * d].as_chunks().0,
-            run,
-            seen: seen.map(|seen| std::array::from_fn(|p| seen(first + p))),
-            base: self.part.base.as_flattened_mut()[first..].first_chunk_mut().expect("all pairs"),
-            sums: cast_slice_mut(&mut self.sums)[first..].first_chunk_mut().expect("all pairs"),
-            acc: cast_slice_mut(&mut self.part.acc[first * width..][..P * width]),
-        }
+    ) -> Panel<'_, P, &[[f32; P]], R> {
+        let d = self.head_dim;
+        let queries = self.queries[first * d..][..P * d].as_chunks().0;
+        panel((&mut self.part, &mut self.sums), (first, vectors(d)), (queries, run), seen)
+    }
+}
+
+/// The `P` pairs from `first` on, of `width` vectors each.
+#[inline(always)]
+fn panel<'a, Q, R, const P: usize>(
+    (part, sums): (&'a mut Partial, &'a mut [Line]),
+    (first, width): (usize, usize),
+    (queries, run): (Q, R),
+    seen: Option<impl Fn(usize) -> Range<usize>>,
+) -> Panel<'a, P, Q, R> {
+    Panel {
+        queries,
+        run,
+        seen: seen.map(|seen| std::array::from_fn(|p| seen(first + p))),
+        base: part.base.as_flattened_mut()[first..].first_chunk_mut().expect("all pairs"),
+        sums: cast_slice_mut(sums)[first..].first_chunk_mut().expect("all pairs"),
+        acc: cast_slice_mut(&mut part.acc[first * width..][..P * width]),
+    }
+}
+
+/// A run, and how panels meet it.
+trait Meeting<T: Tier>: Copy {
+    fn add<const P: usize>(
+        self,
+        t: T,
+        tile: &mut Tile,
+        first: usize,
+        seen: Option<impl Fn(usize) -> Range<usize>>,
+    );
+}
+
+impl<T: Tier> Meeting<T> for Widened<'_> {
+    #[inline(always)]
+    fn add<const P: usize>(
+        self,
+        t: T,
+        tile: &mut Tile,
+        first: usize,
+        seen: Option<impl Fn(usize) -> Range<usize>>,
+    ) {
+        tile.panel::<_, P>(first, self, seen).add(t);
+    }
+}
+
+/// With integers of so many terms.
+#[derive(Clone, Copy)]
+struct Terms<'a, const TERMS: usize>(Integers<'a>);
+
+impl<T: Tier, const TERMS: usize> Meeting<T> for Terms<'_, TERMS> {
+    #[inline(always)]
+    fn add<const P: usize>(
+        self,
+        t: T,
+        tile: &mut Tile,
+        first: usize,
+        seen: Option<impl Fn(usize) -> Range<usize>>,
+    ) {
+        let queries = tile.integers.panel::<P>(first);
+        let states = (&mut tile.part, tile.sums.as_mut_slice());
+        panel(states, (first, vectors(tile.head_dim)), (queries, self.0), seen)
+            .add_integers::<T, TERMS>(t);
     }
 }
 
@@ -103,7 +175,7 @@ impl Kernel for Compute<'_> {
     #[inline(always)]
     fn run<T: Tier>(self, t: T) {
         let Compute { problem, item, tile } = self;
-        tile.start(problem, item);
+        tile.start(t, problem, item);
         for split in item.splits.clone() {
             one_split(t, problem, item, tile, split);
             tile.total.merge(t, &tile.part, tile.head_dim);
@@ -133,20 +205,16 @@ fn one_split<T: Tier>(t: T, problem: &Problem<'_>, item: &Item, tile: &mut Tile,
             let pairs = start..start + item.rows * group;
             let seen = (!all).then_some(|p: usize| seen((p - start) / group));
             let stored = Stored { problem, item, kv_head, first, blocks: from..to };
-            if item.rows == 1 && stored.meet(t, tile, &pairs, seen) {
-                continue;
+            match problem.layer {
+                Layer::Numbers(layer) => stored.meet(t, layer, tile, pairs, seen),
+                Layer::Integers(layer, bits) => {
+                    let run = Integers::of(layer, stored.rows(), tile.head_dim);
+                    match bits {
+                        ActivationBits::Eight => panels(t, tile, pairs, Terms::<1>(run), seen),
+                        ActivationBits::Sixteen => panels(t, tile, pairs, Terms::<2>(run), seen),
+                    }
+                }
             }
-            stored.widen(t, tile);
-            let (keys, values) = (take(&mut tile.keys), take(&mut tile.values));
-            let (k, v) = (cast_slice(&keys), cast_slice(&values));
-            panels(
-                t,
-                tile,
-                pairs,
-                Widened { keys: k, values: v, width: vectors(tile.head_dim) },
-                seen,
-            );
-            (tile.keys, tile.values) = (keys, values);
         }
     }
     let sums = tile.part.sum.as_flattened_mut().iter_mut().zip(&tile.sums);
@@ -197,24 +265,46 @@ impl Stored<'_> {
         Rows { now, soon }
     }
 
+    /// Adds what is seen of it to the tile's pairs.
+    #[inline(always)]
+    fn meet<T: Tier>(
+        &self,
+        t: T,
+        layer: [Cache<'_>; 2],
+        tile: &mut Tile,
+        pairs: Range<usize>,
+        seen: Option<impl Fn(usize) -> Range<usize> + Copy>,
+    ) {
+        if self.item.rows == 1 && self.meet_as_stored(t, layer, tile, &pairs, seen) {
+            return;
+        }
+        self.widen(t, layer, tile);
+        let (keys, values) = (take(&mut tile.keys), take(&mut tile.values));
+        let (k, v) = (cast_slice(&keys), cast_slice(&values));
+        let run = Widened { keys: k, values: v, width: vectors(tile.head_dim) };
+        panels(t, tile, pairs, run, seen);
+        (tile.keys, tile.values) = (keys, values);
+    }
+
     /// Widens it into a tile's memory.
     #[inline(always)]
-    fn widen<T: Tier>(&self, t: T, tile: &mut Tile) {
+    fn widen<T: Tier>(&self, t: T, [k, v]: [Cache<'_>; 2], tile: &mut Tile) {
         let d = self.problem.head_dim;
         for block in self.seen() {
             let (at, i) = (self.place(block, self.kv_head), block - self.first);
             let keys = cast_slice_mut(&mut tile.keys[i..]).iter_mut().step_by(RUN);
-            self.problem.k.keys(t, at, keys);
+            k.keys(t, at, keys);
             let values = &mut tile.values[i * BLOCK * vectors(d)..][..BLOCK * vectors(d)];
-            self.problem.v.values(t, at, d, cast_slice_mut(values));
+            v.values(t, at, d, cast_slice_mut(values));
         }
     }
 
     /// Adds what a row sees of it to the row's pairs, if they are few and take it as it is.
     #[inline(always)]
-    fn meet<T: Tier>(
+    fn meet_as_stored<T: Tier>(
         &self,
         t: T,
+        layer: [Cache<'_>; 2],
         tile: &mut Tile,
         pairs: &Range<usize>,
         seen: Option<impl Fn(usize) -> Range<usize>>,
@@ -224,15 +314,12 @@ impl Stored<'_> {
             return false;
         }
         let rows = self.rows();
-        match (self.problem.k, self.problem.v) {
-            (Cache::F16(k), Cache::F16(v)) => {
+        match layer {
+            [Cache::F16(k), Cache::F16(v)] => {
                 row(t, tile, pairs, Plain::<Half>::of((k, v), rows, d), seen);
             }
-            (Cache::BF16(k), Cache::BF16(v)) => {
+            [Cache::BF16(k), Cache::BF16(v)] => {
                 row(t, tile, pairs, Plain::<Bfloat>::of((k, v), rows, d), seen);
-            }
-            (Cache::I8(k), Cache::I8(v)) => {
-                row(t, tile, pairs, Scaled::of((k, v), rows, d), seen);
             }
             _ => return false,
         }
@@ -263,7 +350,7 @@ fn panels<T: Tier>(
     t: T,
     tile: &mut Tile,
     pairs: Range<usize>,
-    run: impl Run<T>,
+    run: impl Meeting<T>,
     seen: Option<impl Fn(usize) -> Range<usize>>,
 ) {
     let seen = || seen.as_ref();
@@ -272,11 +359,11 @@ fn panels<T: Tier>(
             continue;
         }
         match len {
-            6.. => tile.panel::<_, 6>(first, run, seen()).add(t),
-            4.. => tile.panel::<_, 4>(first, run, seen()).add(t),
-            3 => tile.panel::<_, 3>(first, run, seen()).add(t),
-            2 => tile.panel::<_, 2>(first, run, seen()).add(t),
-            _ => tile.panel::<_, 1>(first, run, seen()).add(t),
+            6.. => run.add::<6>(t, tile, first, seen()),
+            4.. => run.add::<4>(t, tile, first, seen()),
+            3 => run.add::<3>(t, tile, first, seen()),
+            2 => run.add::<2>(t, tile, first, seen()),
+            _ => run.add::<1>(t, tile, first, seen()),
         }
     }
 }

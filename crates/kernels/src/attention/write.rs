@@ -3,11 +3,11 @@
 use half::{bf16, f16};
 
 use super::BLOCK;
-use super::cache::{SCALE_BYTES, quantised_bytes};
+use super::integers::{MIDDLE, SCALE_BYTES, key_at, quantised_bytes, value_at};
 use crate::NO_SLOT;
 use crate::isa::{Kernel, Tier};
 use crate::lanes::{LANES, ROUND};
-use crate::linear::Shared;
+use crate::linear::{Shared, scale_of};
 
 /// One head's keys or values of a block: see [`Cache`](super::Cache).
 pub(super) enum BlockMut<'a> {
@@ -21,18 +21,26 @@ impl BlockMut<'_> {
     /// Stores the head's key at a position of the block.
     #[inline(always)]
     pub(super) fn key<T: Tier>(self, t: T, row: &[f32], position: usize) {
-        self.store(t, row, position, (position, BLOCK));
+        match self {
+            BlockMut::I8(x) => quantise(t, x, row, position, (MIDDLE, |i| key_at(position, i))),
+            _ => self.store(t, row, (position, BLOCK)),
+        }
     }
 
     /// Stores its value.
     #[inline(always)]
     pub(super) fn value<T: Tier>(self, t: T, row: &[f32], position: usize) {
-        self.store(t, row, position, (position * row.len(), 1));
+        match self {
+            BlockMut::I8(x) => {
+                quantise(t, x, row, position, (0, |i| value_at(position, i, row.len())));
+            }
+            _ => self.store(t, row, (position * row.len(), 1)),
+        }
     }
 
     /// Stores a row whose numbers are `stride` apart in the block, from `start` on.
     #[inline(always)]
-    fn store<T: Tier>(self, t: T, row: &[f32], position: usize, (start, stride): (usize, usize)) {
+    fn store<T: Tier>(self, t: T, row: &[f32], (start, stride): (usize, usize)) {
         match self {
             BlockMut::F32(x) => {
                 x[start..].iter_mut().step_by(stride).zip(row).for_each(|(to, v)| *to = *v);
@@ -58,22 +66,33 @@ impl BlockMut<'_> {
                 let places = x[start..].iter_mut().step_by(stride);
                 places.zip(row).for_each(|(to, v)| *to = bf16::from_f32(*v).to_bits());
             }
-            BlockMut::I8(x) => {
-                let (integers, scales) = x.split_at_mut(BLOCK * row.len());
-                // Without the sign, numbers are ordered as their bits are; what is not finite comes
-                // last, and must not be hidden: its scale says so.
-                let largest = row.iter().fold(0, |most, v| u32::max(most, v.abs().to_bits()));
-                let largest = f32::from_bits(largest);
-                let finite = largest <= f32::MAX;
-                let scale = if finite { largest / 127.0 } else { f32::NAN };
-                let inverse = if largest > 0.0 && finite { 127.0 / largest } else { 0.0 };
-                let integer = |v: &f32| ((v * inverse + ROUND) - ROUND) as i8 as u8;
-                let places = integers[start..].iter_mut().step_by(stride);
-                places.zip(row).for_each(|(to, v)| *to = integer(v));
-                scales.as_chunks_mut::<SCALE_BYTES>().0[position] = scale.to_le_bytes();
-            }
+            BlockMut::I8(_) => {}
         }
     }
+}
+
+/// Stores a row's integers, moved by so much, in their places, and its scale behind them.
+#[inline(always)]
+fn quantise<T: Tier>(
+    t: T,
+    block: &mut [u8],
+    row: &[f32],
+    position: usize,
+    (moved, place): (u8, impl Fn(usize) -> usize),
+) {
+    let (integers, scales) = block.split_at_mut(block.len() - BLOCK * SCALE_BYTES);
+    let (vectors, rest) = row.as_chunks();
+    let most = rest.iter().fold(t.largest_magnitude(vectors).to_bits(), |most, v| {
+        // Without the sign, numbers are ordered as their bits are; what is not finite comes last,
+        // and must not be hidden: the scale says so.
+        most.max(v.abs().to_bits())
+    });
+    let (scale, inverse) = scale_of(f32::from_bits(most), 127.0);
+    for (i, v) in row.iter().enumerate() {
+        let integer = ((v * inverse + ROUND) - ROUND) as i8 as u8;
+        integers[place(i)] = integer.wrapping_add(moved);
+    }
+    scales.as_chunks_mut::<SCALE_BYTES>().0[position] = scale.to_le_bytes();
 }
 
 /// A layer's keys or values, of which workers write different blocks.

@@ -37,7 +37,46 @@ macro_rules! each {
 
 impl Tier for Neon {
     type F = [float32x4_t; 4];
+    type I = [int32x4_t; 4];
     const REGISTERS: usize = 8;
+    #[inline(always)]
+    fn splat_integer(self, x: i32) -> Self::I {
+        each!(_i => vdupq_n_s32(x))
+    }
+    #[inline(always)]
+    fn load_bytes(self, x: &[u8; 4 * LANES]) -> Self::I {
+        each!(i => vreinterpretq_s32_u8(vld1q_u8(x.as_ptr().add(16 * i))))
+    }
+    #[inline(always)]
+    fn floats(self, x: Self::I) -> Self::F {
+        each!(i => vcvtq_f32_s32(x[i]))
+    }
+    #[inline(always)]
+    fn add_integers(self, a: Self::I, b: Self::I) -> Self::I {
+        each!(i => vaddq_s32(a[i], b[i]))
+    }
+    #[inline(always)]
+    fn times_256(self, x: Self::I) -> Self::I {
+        each!(i => vshlq_n_s32::<8>(x[i]))
+    }
+    #[inline(always)]
+    fn add_dots(self, sums: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I {
+        each!(i => {
+            let (u, s) = (vreinterpretq_u8_s32(unsigned[i]), vreinterpretq_s8_s32(signed[i]));
+            let low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(u)));
+            let high = vreinterpretq_s16_u16(vmovl_high_u8(u));
+            let (s_low, s_high) = (vmovl_s8(vget_low_s8(s)), vmovl_high_s8(s));
+            let a = vpaddq_s32(
+                vmull_s16(vget_low_s16(low), vget_low_s16(s_low)),
+                vmull_high_s16(low, s_low),
+            );
+            let b = vpaddq_s32(
+                vmull_s16(vget_low_s16(high), vget_low_s16(s_high)),
+                vmull_high_s16(high, s_high),
+            );
+            vaddq_s32(sums[i], vpaddq_s32(a, b))
+        })
+    }
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         each!(i => vaddq_f32(a[i], b[i]))
@@ -97,18 +136,6 @@ impl Tier for Neon {
         each!(i => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(x.as_ptr().add(4 * i)))))
     }
     #[inline(always)]
-    fn bytes(self, x: &[u8; LANES]) -> Self::F {
-        // SAFETY: as in `each`.
-        let halves = unsafe {
-            let bytes = vreinterpretq_s8_u8(vld1q_u8(x.as_ptr()));
-            [vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)]
-        };
-        each!(i => vcvtq_f32_s32(match i % 2 {
-            0 => vmovl_s16(vget_low_s16(halves[i / 2])),
-            _ => vmovl_high_s16(halves[i / 2]),
-        }))
-    }
-    #[inline(always)]
     fn store_halves(self, x: Self::F, to: &mut [u16; LANES]) {
         let to = to.as_mut_ptr();
         each!(i => vst1_u16(to.add(4 * i), vreinterpret_u16_f16(vcvt_f16_f32(x[i]))));
@@ -124,12 +151,12 @@ impl Tier for Neon {
         }
     }
     #[inline(always)]
-    fn largest_magnitude(self, a: &[f32; LANES], b: &[f32; LANES]) -> f32 {
-        let [a, b] = [a, b].map(|x| self.load(x));
-        let most = each!(i => {
-            let bits = |x| vreinterpretq_u32_f32(vabsq_f32(x));
-            vmaxq_u32(bits(a[i]), bits(b[i]))
-        });
+    fn largest_magnitude(self, x: &[[f32; LANES]]) -> f32 {
+        let mut most = each!(_i => vdupq_n_u32(0));
+        for x in x {
+            let x = self.load(x);
+            most = each!(i => vmaxq_u32(most[i], vreinterpretq_u32_f32(vabsq_f32(x[i]))));
+        }
         // SAFETY: as in `each`.
         let most = unsafe {
             vmaxvq_u32(vmaxq_u32(vmaxq_u32(most[0], most[1]), vmaxq_u32(most[2], most[3])))

@@ -58,7 +58,39 @@ struct Avx512(());
 // have the features; loads and stores cover sixteen lanes.
 impl Tier for Avx2 {
     type F = [__m256; 2];
+    type I = [__m256i; 2];
     const REGISTERS: usize = 8;
+    #[inline(always)]
+    fn splat_integer(self, x: i32) -> Self::I {
+        // SAFETY: see above.
+        unsafe { [_mm256_set1_epi32(x); 2] }
+    }
+    #[inline(always)]
+    fn load_bytes(self, x: &[u8; 4 * LANES]) -> Self::I {
+        let at: *const __m256i = x.as_ptr().cast();
+        // SAFETY: see above.
+        unsafe { [_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))] }
+    }
+    #[inline(always)]
+    fn floats(self, x: Self::I) -> Self::F {
+        // SAFETY: see above.
+        unsafe { [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])] }
+    }
+    #[inline(always)]
+    fn add_integers(self, a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn times_256(self, x: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { [_mm256_slli_epi32::<8>(x[0]), _mm256_slli_epi32::<8>(x[1])] }
+    }
+    #[inline(always)]
+    fn add_dots(self, sums: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I {
+        let of = |i: usize| (sums[i], unsigned[i], signed[i]);
+        [add_dots(of(0)), add_dots(of(1))]
+    }
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: see above.
@@ -115,15 +147,6 @@ impl Tier for Avx2 {
         }
     }
     #[inline(always)]
-    fn bytes(self, x: &[u8; LANES]) -> Self::F {
-        // SAFETY: see above.
-        unsafe {
-            let bytes = _mm_loadu_si128(x.as_ptr().cast());
-            let wide = |x| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));
-            [wide(bytes), wide(_mm_srli_si128::<8>(bytes))]
-        }
-    }
-    #[inline(always)]
     fn sum_of_bytes(self, x: &[u8; LANES], signed: bool) -> i32 {
         // SAFETY: every x86-64 machine has SSE2.
         unsafe { sum_of_bytes(x, signed) }
@@ -162,9 +185,54 @@ fn times_power(p: __m256, x: __m256) -> __m256 {
     }
 }
 
+/// [`Tier::add_dots`] of eight lanes: products of bytes by `vpmaddubsw` would not fit its sums.
+#[inline(always)]
+fn add_dots((sums, unsigned, signed): (__m256i, __m256i, __m256i)) -> __m256i {
+    // SAFETY: only the tier calls it.
+    unsafe {
+        let even = _mm256_and_si256(unsigned, _mm256_set1_epi16(0xff));
+        let odd = _mm256_srli_epi16::<8>(unsigned);
+        let even_signed = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(signed));
+        let odd_signed = _mm256_srai_epi16::<8>(signed);
+        let sums = _mm256_add_epi32(sums, _mm256_madd_epi16(even, even_signed));
+        _mm256_add_epi32(sums, _mm256_madd_epi16(odd, odd_signed))
+    }
+}
+
 impl Tier for Avx512 {
     type F = __m512;
+    type I = __m512i;
     const REGISTERS: usize = 32;
+    #[inline(always)]
+    fn splat_integer(self, x: i32) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    fn load_bytes(self, x: &[u8; 4 * LANES]) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn floats(self, x: Self::I) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    fn add_integers(self, a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn times_256(self, x: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_slli_epi32::<8>(x) }
+    }
+    #[inline(always)]
+    fn add_dots(self, sums: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_dpbusd_epi32(sums, unsigned, signed) }
+    }
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: see above.
@@ -250,19 +318,15 @@ impl Tier for Avx512 {
         }
     }
     #[inline(always)]
-    fn bytes(self, x: &[u8; LANES]) -> Self::F {
-        // SAFETY: see above.
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
-    }
-    #[inline(always)]
-    fn largest_magnitude(self, a: &[f32; LANES], b: &[f32; LANES]) -> f32 {
+    fn largest_magnitude(self, x: &[[f32; LANES]]) -> f32 {
         // SAFETY: see above.
         unsafe {
-            let bits = |x: &[f32; LANES]| {
+            let mut most = _mm512_setzero_si512();
+            for x in x {
                 let bits = _mm512_loadu_si512(x.as_ptr().cast());
-                _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff))
-            };
-            let most = _mm512_max_epu32(bits(a), bits(b));
+                let bits = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff));
+                most = _mm512_max_epu32(most, bits);
+            }
             let half = _mm512_extracti32x8_epi32::<1>(most);
             let most = _mm256_max_epu32(half, _mm512_castsi512_si256(most));
             let half = _mm256_extracti128_si256::<1>(most);

@@ -34,7 +34,7 @@ pub enum ActivationBits {
 
 impl ActivationBits {
     /// The largest integer.
-    fn largest(self) -> f32 {
+    pub(crate) fn largest(self) -> f32 {
         match self {
             ActivationBits::Eight => 127.0,
             ActivationBits::Sixteen => 127.0 * 256.0,
@@ -42,7 +42,7 @@ impl ActivationBits {
     }
 
     /// Terms of an item.
-    fn terms(self) -> usize {
+    pub(crate) fn terms(self) -> usize {
         match self {
             ActivationBits::Eight => 1,
             ActivationBits::Sixteen => 2,
@@ -289,7 +289,7 @@ impl Quantise<'_> {
 /// The scale of a block whose largest number this is, and what numbers are multiplied by. A number
 /// that is not finite makes the scale NaN, and with it every product.
 #[inline(always)]
-fn scale_of(largest: f32, integer: f32) -> (f32, f32) {
+pub(crate) fn scale_of(largest: f32, integer: f32) -> (f32, f32) {
     if (SMALLEST..=f32::MAX).contains(&largest) {
         (largest / integer, integer / largest)
     } else {
@@ -306,7 +306,7 @@ fn quantise<T: Tier, const TERMS: usize>(
     terms: &mut [Term; TERMS],
 ) -> Scaled {
     let halves = x.as_chunks::<LANES>().0;
-    let (scale, inverse) = scale_of(t.largest_magnitude(&halves[0], &halves[1]), largest);
+    let (scale, inverse) = scale_of(t.largest_magnitude(halves), largest);
     // Integers of the first term are so much more. A low term with a sign takes from the high one
     // what its sign means.
     let offset = match (TERMS, form) {

@@ -30,6 +30,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 pub use activations::ActivationBits;
 use activations::Activations;
+pub(crate) use activations::scale_of;
 use jobs::{ABREAST, COUNTED, Input, Inputs, TILE, spread};
 pub(crate) use jobs::{Job, Out, Part, Rows};
 use packed::GROUP;
