@@ -10,7 +10,8 @@ use pomona_device::{
 use pomona_types::Collective;
 
 use crate::attention::{
-    self, BLOCK, Cache, CacheMut, KvWrite, Layer, Problem, Shares, Workspace, kv_row_bytes,
+    self, BLOCK, Cache, CacheMut, HEAD_DIM_MAX, KvWrite, Layer, Problem, Shares, Workspace,
+    kv_row_bytes,
 };
 use crate::experts::{self, Combine, Exchange, Means, Route, Weight};
 use crate::linear::packed::{self, GROUP};
@@ -872,12 +873,16 @@ fn kv_shape(
     let (shape, dtype) = (layer.k.shape(), layer.k.dtype());
     let fits = shape.len() == 4
         && shape[2] == BLOCK
+        && head_dim > 0
         && shape[3] * dtype.bytes() == kv_row_bytes(dtype, head_dim)
         && shape.iter().all(|n| *n > 0)
         && layer.v.shape() == shape
         && layer.v.dtype() == dtype;
     ensure(fits, operation, || {
         format!("a cache of {shape:?} is not [blocks, kv_heads, {BLOCK}, {head_dim} as {dtype:?}]")
+    })?;
+    ensure(dtype != DType::I8 || head_dim <= HEAD_DIM_MAX, operation, || {
+        format!("heads of {head_dim} numbers do not fit 8-bit keys and values: choose another type")
     })?;
     apart(operation, &layer.k, &[&layer.v])?;
     Ok([shape[0], shape[1]])
@@ -892,6 +897,7 @@ fn check_attention(
     let shape = q.shape();
     let [blocks, kv_heads] = kv_shape("attention", layer, head_dim(q))?;
     let fits = shape.len() == 3
+        && how.window != Some(0)
         && how.heads.skipped < how.heads.size
         && (shape[1] + how.heads.skipped).div_ceil(how.heads.size) == kv_heads;
     ensure(fits, "attention", || format!("{shape:?} over {:?}", layer.k.shape()))?;

@@ -24,6 +24,9 @@ const BYTES: usize = QUAD * LANES;
 /// What is added to the integers of keys, which instructions take without a sign.
 pub(super) const MIDDLE: u8 = 0x80;
 
+/// Longest heads: sums of two terms fit 32 bits.
+pub(crate) const HEAD_DIM_MAX: usize = 512;
+
 /// Bytes that a key or a value of `head_dim` numbers takes, with its scale. Integers are padded to
 /// whole vectors.
 pub(crate) fn quantised_bytes(head_dim: usize) -> usize {
@@ -212,7 +215,9 @@ impl<const P: usize> Panel<'_, P, Quads<'_, P>, Integers<'_>> {
         if T::REGISTERS >= 32 {
             self.integer_dots::<T, TERMS, RUN>(t, 0, &mut scores.0);
         } else {
-            (0..RUN).for_each(|block| self.integer_dots::<T, TERMS, 1>(t, block, &mut scores.0));
+            for block in 0..RUN {
+                self.integer_dots::<T, TERMS, 1>(t, block, &mut scores.0);
+            }
         }
         if let Some(seen) = &self.seen {
             hide(seen, &mut scores.0, f32::NEG_INFINITY);

@@ -10,7 +10,7 @@
 //! does not depend on chunking, batch, tiles or threads.
 //!
 //! Within a cache block of one KV head, keys are `[head_dim, 16]` and values `[16, head_dim]`: then
-//! one multiply-add serves 16 keys.
+//! one multiply-add serves 16 keys. Those of 8 bits are met as integers (`integers.rs`).
 
 mod cache;
 mod context;
@@ -32,6 +32,7 @@ use crate::{HeadGroups, Isa};
 pub use cache::kv_row_bytes;
 pub(crate) use cache::{Cache, Layer};
 pub(crate) use context::{Shares, shared_attention};
+pub(crate) use integers::HEAD_DIM_MAX;
 use partial::{Merge, Partial};
 use tile::Tile;
 pub(crate) use write::{CacheMut, KvWrite};

@@ -47,7 +47,8 @@ impl Tile {
         (self.head_dim, self.pairs) = (d, pairs);
         self.total.clear(pairs, d);
         let widened = matches!(problem.layer, Layer::Numbers(_));
-        if widened && self.values.len() != POSITIONS * vectors(d) {
+        let lens = [self.keys.len(), self.values.len()];
+        if widened && lens != [RUN * d, POSITIONS * vectors(d)] {
             self.keys = vec![Line::default(); RUN * d];
             self.values = vec![Line::default(); POSITIONS * vectors(d)];
         }
