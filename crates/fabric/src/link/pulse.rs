@@ -388,11 +388,12 @@ impl Pulse {
         self.shared.has_left(peer)
     }
 
-    /// As if the process had ended.
+    /// As if the process had ended: nobody hears what its thread makes of that.
     #[cfg(test)]
     pub(crate) fn cut(&self) {
-        for writer in self.shared.writers.iter().flatten() {
-            let _ = lock(writer).stream.shutdown(std::net::Shutdown::Both);
+        let held: Vec<_> = self.shared.writers.iter().flatten().map(lock).collect();
+        for writer in &held {
+            let _ = writer.stream.shutdown(std::net::Shutdown::Both);
         }
     }
 
