@@ -1,7 +1,7 @@
 //! Products, attention and joins against the limits that this machine shows in the same run.
 //!
 //!     cargo bench -p pomona-kernels -- [linear|experts|attention|join|FORMAT...] [8-bits]
-//!         [int8-kv] [avx2] [TOKENS...]
+//!         [int8-kv] [avx2] [HEADS/KV/DIM...] [TOKENS...]
 //!
 //! Prints medians of several rounds. Shares: of the measured read bandwidth (weights or KV read
 //! once) and of the measured int8 (integer formats) or f32 peak.
@@ -40,6 +40,10 @@ fn main() {
         counts = vec![1, 8, 512];
     }
     words.retain(|word| word.parse::<usize>().is_err());
+    let (heads, mut words): (Vec<_>, Vec<_>) = words.into_iter().partition(|w| w.contains('/'));
+    if !heads.is_empty() {
+        words.push("attention".to_owned());
+    }
     let wanted = |what: &str| words.is_empty() || words.iter().any(|word| word == what);
     let formats: Vec<Format> = Format::ALL
         .into_iter()
@@ -69,7 +73,7 @@ fn main() {
         experts(&ops, &limits);
     }
     if wanted("attention") {
-        attention(&ops, &limits, kv);
+        attention(&ops, &limits, kv, &heads);
     }
 }
 
@@ -194,7 +198,7 @@ fn experts(ops: &CpuOps, limits: &Probe) {
     }
 }
 
-fn attention(ops: &CpuOps, limits: &Probe, dtype: DType) {
+fn attention(ops: &CpuOps, limits: &Probe, dtype: DType, wanted: &[String]) {
     const HEADS: [(usize, usize, usize); 4] = [(9, 3, 64), (32, 8, 64), (32, 8, 128), (4, 1, 256)];
     // Sequences, rows of each, positions that the last row sees.
     const CASES: [(usize, usize, usize); 5] =
@@ -202,6 +206,9 @@ fn attention(ops: &CpuOps, limits: &Probe, dtype: DType) {
     print!("\nattention heads/kv/dim   batch   rows   seen       us    GB/s  of read");
     println!("  GFLOP/s   of f32    best");
     for (heads, kv_heads, dim) in HEADS {
+        if !wanted.is_empty() && !wanted.contains(&format!("{heads}/{kv_heads}/{dim}")) {
+            continue;
+        }
         for (batch, rows, seen) in CASES {
             let device = ops.device().as_ref();
             let (blocks, row) = (seen / 16, kv_row_bytes(dtype, dim) / dtype.bytes());

@@ -897,10 +897,10 @@ fn check_attention(
     let shape = q.shape();
     let [blocks, kv_heads] = kv_shape("attention", layer, head_dim(q))?;
     let fits = shape.len() == 3
-        && how.window != Some(0)
         && how.heads.skipped < how.heads.size
         && (shape[1] + how.heads.skipped).div_ceil(how.heads.size) == kv_heads;
     ensure(fits, "attention", || format!("{shape:?} over {:?}", layer.k.shape()))?;
+    ensure(how.window != Some(0), "attention", || "a window of 0 tokens sees nothing".to_owned())?;
     let (rows, mut next) = (shape[0], 0);
     for (at, span) in how.spans.iter().enumerate() {
         let end = span.start as usize + span.rows as usize;

@@ -35,18 +35,6 @@ pub fn kv_row_bytes(dtype: DType, head_dim: usize) -> usize {
 }
 
 impl Cache<'_> {
-    /// Widens a block's keys into rows for each of the head's numbers; `row` is the number of the
-    /// block's first position.
-    #[inline(always)]
-    pub(super) fn keys<'o, T: Tier>(
-        &self,
-        t: T,
-        row: usize,
-        out: impl ExactSizeIterator<Item = &'o mut [f32; LANES]>,
-    ) {
-        self.widen(t, row * out.len(), out);
-    }
-
     /// Widens a block's values: rows of `d` numbers, padded to whole vectors.
     #[inline(always)]
     pub(super) fn values<T: Tier>(&self, t: T, row: usize, d: usize, out: &mut [[f32; LANES]]) {
@@ -64,7 +52,7 @@ impl Cache<'_> {
 
     /// Widens numbers from number `at` on.
     #[inline(always)]
-    fn widen<'o, T: Tier>(
+    pub(super) fn widen<'o, T: Tier>(
         &self,
         t: T,
         at: usize,

@@ -136,8 +136,6 @@ pub(super) struct Quads<'a, const P: usize> {
 pub(super) struct Integers<'a> {
     keys: [Block<'a>; RUN],
     values: [Block<'a>; RUN],
-    /// Beside keys, and beside values.
-    soon: [Soon; 2],
     /// Vectors of a head's numbers.
     width: usize,
 }
@@ -147,11 +145,12 @@ struct Block<'a> {
     /// Of keys `[head_dim / 4]`, of values `[4, width]`.
     vectors: &'a [[u8; BYTES]],
     scales: &'a [[u8; SCALE_BYTES]; BLOCK],
+    soon: Soon,
 }
 
 impl Block<'_> {
     #[inline(always)]
-    fn scales<T: Tier>(self, t: T) -> T::F {
+    fn scales<T: Tier>(&self, t: T) -> T::F {
         t.load(&self.scales.map(f32::from_le_bytes))
     }
 }
@@ -160,47 +159,18 @@ impl<'a> Integers<'a> {
     #[inline(always)]
     pub(super) fn of(layer: [&'a [u8]; 2], rows: Rows, head_dim: usize) -> Integers<'a> {
         let row = quantised_bytes(head_dim);
-        let blocks = |x: &'a [u8]| {
-            rows.now.map(|at| {
-                let (bytes, scales) =
-                    x[at * row..][..BLOCK * row].split_at(BLOCK * (row - SCALE_BYTES));
+        let integers = BLOCK * (row - SCALE_BYTES);
+        let [keys, values] = layer.map(|x| {
+            let soon = Soon::of(x, rows, row);
+            std::array::from_fn(|block| {
+                // The scales, behind the integers.
+                soon[block].send(integers);
+                let (bytes, scales) = x[rows.now[block] * row..][..BLOCK * row].split_at(integers);
                 let scales = scales.as_chunks().0.first_chunk().expect("a block's");
-                Block { vectors: bytes.as_chunks().0, scales }
+                Block { vectors: bytes.as_chunks().0, scales, soon: soon[block] }
             })
-        };
-        let soon = layer.map(|x| Soon::of(x, rows, row));
-        // The scales, behind the integers.
-        for soon in soon {
-            (0..RUN).for_each(|block| soon.send(block, BLOCK * (row - SCALE_BYTES)));
-        }
-        let [keys, values] = layer.map(blocks);
-        Integers { keys, values, soon, width: vectors(head_dim) }
-    }
-
-    /// Keys of `G` blocks from `block` on: their positions' `i`th four numbers.
-    #[inline(always)]
-    fn keys<T: Tier, const G: usize>(&self, t: T, i: usize, block: usize) -> [T::I; G] {
-        let mut keys = [t.splat_integer(0); G];
-        for g in 0..G {
-            self.soon[0].send(block + g, i * BYTES);
-            keys[g] = t.load_bytes(&self.keys[block + g].vectors[i]);
-        }
-        keys
-    }
-
-    /// `G` vectors of four positions' values, from vector `at` on.
-    #[inline(always)]
-    fn values<T: Tier, const G: usize>(&self, t: T, four: usize, at: usize) -> [T::I; G] {
-        const FOURS: usize = BLOCK / QUAD;
-        let (block, place) = (four / FOURS, four % FOURS * self.width + at);
-        let vectors: &[_; G] =
-            self.values[block].vectors[place..].first_chunk().expect("whole blocks");
-        let mut values = [t.splat_integer(0); G];
-        for g in 0..G {
-            self.soon[1].send(block, (place + g) * BYTES);
-            values[g] = t.load_bytes(&vectors[g]);
-        }
-        values
+        });
+        Integers { keys, values, width: vectors(head_dim) }
     }
 }
 
@@ -242,9 +212,9 @@ impl<const P: usize> Panel<'_, P, Quads<'_, P>, Integers<'_>> {
             scales[p] = narrow(t, &scores.0[p], &mut weights.0[p]);
         }
         let (width, mut at) = (self.run.width, 0);
-        let fours = seen.start / QUAD..seen.end.div_ceil(QUAD);
+        let blocks = seen.start / BLOCK..seen.end.div_ceil(BLOCK);
         while at < width {
-            let (place, weights) = ((at, fours.clone()), (&weights.0, &scales));
+            let (place, weights) = ((at, blocks.clone()), (&weights.0, &scales));
             at += match width - at {
                 4.. if T::REGISTERS >= 32 => {
                     integer_columns::<T, P, TERMS, 4>(t, &self.run, place, weights, self.acc)
@@ -266,8 +236,12 @@ impl<const P: usize> Panel<'_, P, Quads<'_, P>, Integers<'_>> {
         scores: &mut [Scores; P],
     ) {
         let Quads { quads, scales, starts } = self.queries;
+        let n = quads.len() / TERMS;
+        let blocks: &[Block<'_>; G] = self.run.keys[block..].first_chunk().expect("of a run");
+        let (vectors, soon) = (blocks.map(|block| &block.vectors[..n]), blocks.map(|b| b.soon));
         let mut sums = [[t.splat_integer(0); G]; P];
-        for (term, quads) in quads.chunks_exact(quads.len() / TERMS).enumerate() {
+        for term in 0..TERMS {
+            let quads = &quads[term * n..][..n];
             for p in 0..P {
                 let start = t.splat_integer(starts[p][term]);
                 for g in 0..G {
@@ -275,7 +249,11 @@ impl<const P: usize> Panel<'_, P, Quads<'_, P>, Integers<'_>> {
                 }
             }
             for (i, quads) in quads.iter().enumerate() {
-                let keys: [T::I; G] = self.run.keys(t, i, block);
+                let mut keys = [t.splat_integer(0); G];
+                for g in 0..G {
+                    soon[g].send(i * BYTES);
+                    keys[g] = t.load_bytes(&vectors[g][i]);
+                }
                 for p in 0..P {
                     let query = t.splat_integer(quads[p]);
                     for g in 0..G {
@@ -285,7 +263,7 @@ impl<const P: usize> Panel<'_, P, Quads<'_, P>, Integers<'_>> {
             }
         }
         for g in 0..G {
-            let keys = self.run.keys[block + g].scales(t);
+            let keys = blocks[g].scales(t);
             for p in 0..P {
                 let score = t.mul(t.mul(t.floats(sums[p][g]), keys), t.splat(scales[p]));
                 t.store(score, &mut scores[p][block + g]);
@@ -311,12 +289,12 @@ fn narrow<T: Tier, const TERMS: usize>(t: T, weights: &Scores, bytes: &mut Weigh
     scale
 }
 
-/// Adds `G` vectors of columns of the weighted values of some fours of positions; returns `G`.
+/// Adds `G` vectors of columns of the weighted values of some blocks; returns `G`.
 #[inline(always)]
 fn integer_columns<T: Tier, const P: usize, const TERMS: usize, const G: usize>(
     t: T,
     run: &Integers<'_>,
-    (at, fours): (usize, Range<usize>),
+    (at, blocks): (usize, Range<usize>),
     (weights, scales): (&[Weights<TERMS>; P], &[f32; P]),
     acc: &mut [[f32; LANES]],
 ) -> usize {
@@ -327,15 +305,23 @@ fn integer_columns<T: Tier, const P: usize, const TERMS: usize, const G: usize>(
                 sums[p][g] = t.times_256(sums[p][g]);
             }
         }
-        for four in fours.clone() {
+        for block in blocks.clone() {
             // The remainder changes nothing; it spares checks.
-            let four = four % (POSITIONS / QUAD);
-            let values: [T::I; G] = run.values(t, four, at);
-            for p in 0..P {
-                let bytes = weights[p][term].as_flattened().as_chunks().0[four];
-                let weight = t.splat_integer(i32::from_le_bytes(bytes));
+            let block = block % RUN;
+            let Block { vectors, soon, .. } = run.values[block];
+            for (four, row) in vectors.chunks_exact(run.width).enumerate() {
+                let vectors: &[_; G] = row[at..].first_chunk().expect("whole blocks");
+                let mut values = [t.splat_integer(0); G];
                 for g in 0..G {
-                    sums[p][g] = t.add_dots(sums[p][g], weight, values[g]);
+                    soon.send((four * run.width + at + g) * BYTES);
+                    values[g] = t.load_bytes(&vectors[g]);
+                }
+                for p in 0..P {
+                    let bytes = weights[p][term][block].as_chunks().0[four % QUAD];
+                    let weight = t.splat_integer(i32::from_le_bytes(bytes));
+                    for g in 0..G {
+                        sums[p][g] = t.add_dots(sums[p][g], weight, values[g]);
+                    }
                 }
             }
         }

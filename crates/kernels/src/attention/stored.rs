@@ -21,24 +21,24 @@ pub(super) struct Rows {
     pub(super) soon: [usize; RUN],
 }
 
-/// Memory that is sent for while blocks are read.
+/// Memory that is sent for while a block is read.
 #[derive(Clone, Copy)]
-pub(super) struct Soon([*const u8; RUN]);
+pub(super) struct Soon(*const u8);
 
 impl Soon {
     /// For blocks of rows of so many numbers.
     #[inline(always)]
-    pub(super) fn of<N>(x: &[N], rows: Rows, row: usize) -> Soon {
+    pub(super) fn of<N>(x: &[N], rows: Rows, row: usize) -> [Soon; RUN] {
         let larger = BLOCK * row * size_of::<N>() > BLOCK_BYTES_MAX;
         let (at, away) = if larger { (rows.now, AHEAD) } else { (rows.soon, 0) };
-        Soon(at.map(|at| x.as_ptr().wrapping_add(at * row).cast::<u8>().wrapping_add(away)))
+        at.map(|at| Soon(x.as_ptr().wrapping_add(at * row).cast::<u8>().wrapping_add(away)))
     }
 
-    /// Sends for what is there in the place of this byte of a block, if a line begins there.
+    /// Sends for what is there in the place of this byte of the block, if a line begins there.
     #[inline(always)]
-    pub(super) fn send(self, block: usize, byte: usize) {
+    pub(super) fn send(self, byte: usize) {
         if byte.is_multiple_of(A_LINE) {
-            fetch(self.0[block].wrapping_add(byte));
+            fetch(self.0.wrapping_add(byte));
         }
     }
 }
@@ -121,7 +121,7 @@ pub(super) struct Plain<'a, F: Form> {
     /// `[BLOCK, width]` of each block.
     values: [&'a [[F::Bits; LANES]]; RUN],
     /// Beside keys, and beside values.
-    soon: [Soon; 2],
+    soon: [[Soon; RUN]; 2],
     width: usize,
 }
 
@@ -148,7 +148,7 @@ impl<T: Tier, F: Form> Run<T> for Plain<'_, F> {
     fn keys<const G: usize>(self, t: T, i: usize, block: usize) -> [T::F; G] {
         let mut keys = [t.splat(0.0); G];
         for g in 0..G {
-            self.soon[0].send(block + g, i * Self::BYTES);
+            self.soon[0][block + g].send(i * Self::BYTES);
             keys[g] = F::widen(t, &self.keys[block + g][i]);
         }
         keys
@@ -159,7 +159,7 @@ impl<T: Tier, F: Form> Run<T> for Plain<'_, F> {
         let stored: &[_; G] = some(self.values[block], row * self.width + at);
         let mut values = [t.splat(0.0); G];
         for g in 0..G {
-            self.soon[1].send(block, (row * self.width + at + g) * Self::BYTES);
+            self.soon[1][block].send((row * self.width + at + g) * Self::BYTES);
             values[g] = F::widen(t, &stored[g]);
         }
         values

@@ -294,7 +294,7 @@ impl Stored<'_> {
         for block in self.seen() {
             let (at, i) = (self.place(block, self.kv_head), block - self.first);
             let keys = cast_slice_mut(&mut tile.keys[i..]).iter_mut().step_by(RUN);
-            k.keys(t, at, keys);
+            k.widen(t, at * d, keys);
             let values = &mut tile.values[i * BLOCK * vectors(d)..][..BLOCK * vectors(d)];
             v.values(t, at, d, cast_slice_mut(values));
         }

@@ -21,26 +21,28 @@ impl BlockMut<'_> {
     /// Stores the head's key at a position of the block.
     #[inline(always)]
     pub(super) fn key<T: Tier>(self, t: T, row: &[f32], position: usize) {
-        match self {
-            BlockMut::I8(x) => quantise(t, x, row, position, (MIDDLE, |i| key_at(position, i))),
-            _ => self.store(t, row, (position, BLOCK)),
-        }
+        let integers = (MIDDLE, |i| key_at(position, i));
+        self.store(t, row, position, (position, BLOCK), integers);
     }
 
     /// Stores its value.
     #[inline(always)]
     pub(super) fn value<T: Tier>(self, t: T, row: &[f32], position: usize) {
-        match self {
-            BlockMut::I8(x) => {
-                quantise(t, x, row, position, (0, |i| value_at(position, i, row.len())));
-            }
-            _ => self.store(t, row, (position * row.len(), 1)),
-        }
+        let integers = (0, |i| value_at(position, i, row.len()));
+        self.store(t, row, position, (position * row.len(), 1), integers);
     }
 
-    /// Stores a row whose numbers are `stride` apart in the block, from `start` on.
+    /// Stores a row, whose numbers are `stride` apart in the block, from `start` on; integers are
+    /// moved by so much, and each has its place.
     #[inline(always)]
-    fn store<T: Tier>(self, t: T, row: &[f32], (start, stride): (usize, usize)) {
+    fn store<T: Tier>(
+        self,
+        t: T,
+        row: &[f32],
+        position: usize,
+        (start, stride): (usize, usize),
+        integers: (u8, impl Fn(usize) -> usize),
+    ) {
         match self {
             BlockMut::F32(x) => {
                 x[start..].iter_mut().step_by(stride).zip(row).for_each(|(to, v)| *to = *v);
@@ -66,7 +68,7 @@ impl BlockMut<'_> {
                 let places = x[start..].iter_mut().step_by(stride);
                 places.zip(row).for_each(|(to, v)| *to = bf16::from_f32(*v).to_bits());
             }
-            BlockMut::I8(_) => {}
+            BlockMut::I8(x) => quantise(t, x, row, position, integers),
         }
     }
 }
