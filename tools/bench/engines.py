@@ -33,6 +33,8 @@ class Pomona:
 
     def __init__(self, args):
         self.args, self.model = args, args.model
+        if args.kv_cache_dtype:
+            self.flags = [*self.flags, "--kv-cache-dtype", args.kv_cache_dtype]
 
     def about(self):
         said = run([self.args.pomona, "--version"])

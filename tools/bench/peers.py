@@ -25,6 +25,9 @@ import machine
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KINDS = ("engine", "long", "served", "shared")
+# By bits of activations.
+OURS = {"16": engines.Pomona, "8": engines.EightBits}
+OUR_NAMES = [engine.name for engine in OURS.values()]
 
 
 def measure(engine, kind, args):
@@ -86,8 +89,10 @@ def summary(entries, args):
     for what, by_engine in values.items():
         for name, by_round in by_engine.items():
             cell = {"rounds": len(by_round), "value": spread(by_round.values())}
-            for ours in (engines.Pomona.name, engines.EightBits.name):
-                own = by_engine.get(ours, {})
+            for ours in OUR_NAMES:
+                own = by_engine.get(ours)
+                if not own:
+                    continue
                 both = [own[r] / value for r, value in by_round.items() if r in own]
                 cell[f"ratio of {ours}"] = spread(both) if len(both) >= args.rounds_min else None
             found.setdefault(what, {})[name] = cell
@@ -104,13 +109,19 @@ def in_words(s, digits=1):
     return f"{s['median']:.{digits}f} ({s['min']:.{digits}f} to {s['max']:.{digits}f})"
 
 
+def ratio_in_words(ratio):
+    if ratio is None:
+        return "too few quiet rounds"
+    return in_words(ratio, 2) if ratio else ""
+
+
 def show(found):
     print("\n| | engine | value | Pomona's ratio to it | with 8-bit activations |")
     print("| --- | --- | --- | --- | --- |")
     for what, by_engine in found.items():
         for name, cell in by_engine.items():
-            ratios = [cell[f"ratio of {e.name}"] for e in (engines.Pomona, engines.EightBits)]
-            ratios = [in_words(ratio, 2) if ratio else "too few quiet rounds" for ratio in ratios]
+            ratios = [cell.get(f"ratio of {name}", {}) for name in OUR_NAMES]
+            ratios = [ratio_in_words(ratio) for ratio in ratios]
             print(f"| {what} | {name} | {in_words(cell['value'])} | {' | '.join(ratios)} |")
 
 
@@ -119,6 +130,8 @@ def arguments():
     path = pathlib.Path
     parser.add_argument("pomona", type=path, help="the release binary")
     parser.add_argument("model", type=path, help="for Pomona, llama.cpp and mistral.rs")
+    parser.add_argument("--activation-bits", default="16,8", help="of Pomona; default: 16,8")
+    parser.add_argument("--kv-cache-dtype", metavar="TYPE", help="of Pomona; default: its own")
     parser.add_argument("--llama", type=path, metavar="BIN", help="has llama-bench, llama-server")
     parser.add_argument("--openvino", type=path, metavar="VENV")
     parser.add_argument("--openvino-model", type=path, metavar="FOLDER", help="default: MODEL")
@@ -141,6 +154,8 @@ def arguments():
     unknown = set(args.what.split(",")) - set(KINDS)
     if unknown:
         parser.error(f"--what knows {', '.join(KINDS)}, not {', '.join(sorted(unknown))}")
+    if not set(args.activation_bits.split(",")) <= set(OURS):
+        parser.error(f"--activation-bits knows {', '.join(OURS)}, not {args.activation_bits}")
     if args.vllm and not args.vllm_model:
         parser.error("--vllm needs --vllm-model, a folder with safetensors")
     return args
@@ -156,7 +171,7 @@ def main():
     machine.adopt_orphans()
     # Ended early, it still ends its servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    peers = [engines.Pomona(args), engines.EightBits(args)]
+    peers = [OURS[bits](args) for bits in args.activation_bits.split(",")]
     peers += [engines.LlamaCpp(args)] if args.llama else []
     peers += [engines.OpenVino(args)] if args.openvino else []
     peers += [engines.Vllm(args)] if args.vllm else []
