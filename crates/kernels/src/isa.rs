@@ -19,7 +19,7 @@ mod tier;
 #[path = "isa/x86.rs"]
 mod tier;
 
-pub(crate) use tier::fetch;
+pub(crate) use tier::{fetch, fetch_second};
 
 /// A tier of instructions. Each includes the ones before it of the same kind of machine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -1,16 +1,11 @@
 //! Keys and values of a run, as panels take them: widened into memory before, or as they lie there.
 
 use super::{BLOCK, RUN};
-use crate::isa::{Tier, fetch};
+use crate::isa::{Tier, fetch_second};
 use crate::lanes::LANES;
 
 /// Bytes of a line of memory.
 const A_LINE: usize = 64;
-/// Bytes of blocks up to which the next run's are sent for: keys and values of two runs then fit a
-/// first cache of 48 KB.
-const BLOCK_BYTES_MAX: usize = 2560;
-/// How far ahead larger ones are sent for, in bytes.
-const AHEAD: usize = 2048;
 
 /// Where two runs lie: the one that is met, as it is stored, and the one after it, which is sent
 /// for meanwhile.
@@ -29,16 +24,14 @@ impl Soon {
     /// For blocks of rows of so many numbers.
     #[inline(always)]
     pub(super) fn of<N>(x: &[N], rows: Rows, row: usize) -> [Soon; RUN] {
-        let larger = BLOCK * row * size_of::<N>() > BLOCK_BYTES_MAX;
-        let (at, away) = if larger { (rows.now, AHEAD) } else { (rows.soon, 0) };
-        at.map(|at| Soon(x.as_ptr().wrapping_add(at * row).cast::<u8>().wrapping_add(away)))
+        rows.soon.map(|at| Soon(x.as_ptr().wrapping_add(at * row).cast()))
     }
 
     /// Sends for what is there in the place of this byte of the block, if a line begins there.
     #[inline(always)]
     pub(super) fn send(self, byte: usize) {
         if byte.is_multiple_of(A_LINE) {
-            fetch(self.0.wrapping_add(byte));
+            fetch_second(self.0.wrapping_add(byte));
         }
     }
 }

@@ -196,3 +196,7 @@ fn low_pairs(x: [float32x4_t; 4]) -> [uint8x16_t; 2] {
 /// Would send for the line at `at`.
 #[inline(always)]
 pub(crate) fn fetch(_: *const u8) {}
+
+/// The same, into the second cache.
+#[inline(always)]
+pub(crate) fn fetch_second(_: *const u8) {}

@@ -15,3 +15,7 @@ pub(super) fn run<K: Kernel>(_: Isa, kernel: K) {
 /// Would send for the line at `at`.
 #[inline(always)]
 pub(crate) fn fetch(_: *const u8) {}
+
+/// The same, into the second cache.
+#[inline(always)]
+pub(crate) fn fetch_second(_: *const u8) {}

@@ -394,6 +394,14 @@ pub(crate) fn fetch(at: *const u8) {
     unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
 }
 
+/// The same, into the second cache: where several streams are sent for at once, a first cache has
+/// too few places for what is on its way.
+#[inline(always)]
+pub(crate) fn fetch_second(at: *const u8) {
+    // SAFETY: as above.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+}
+
 /// The sum of bytes, as [`Tier::sum_of_bytes`] has it.
 ///
 /// # Safety

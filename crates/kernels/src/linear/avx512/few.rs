@@ -8,7 +8,7 @@ use super::super::activations::{ActivationBits, Activations, Scaled, Term};
 use super::super::jobs::{ABREAST, COUNTED, FEW};
 use super::super::packed::{BLOCK, GROUP, STEPS, integer_bytes};
 use super::formats::{Integers, Scales};
-use crate::isa::fetch;
+use crate::isa::{fetch, fetch_second};
 
 /// How far ahead of products weights are fetched, in bytes.
 const AHEAD: usize = 2048;
@@ -60,6 +60,7 @@ impl Few<'_> {
         let (ahead_by, factor) = (AHEAD / size, factors / blocks.max(1));
         // The next groups, or where the slab ends the next slab's: it is often the same worker's.
         let next = G * slab.group_bytes();
+        let send = |at| if G > 1 { fetch_second(at) } else { fetch(at) };
         let two = self.activations.bits() == ActivationBits::Sixteen;
         let (terms, scaled) = (self.activations.terms(0, 0), self.activations.scaled(0, 0));
         // SAFETY: the caller has the features; blocks are within the groups and the activations,
@@ -75,9 +76,9 @@ impl Few<'_> {
                 for g in 0..G {
                     let soon = bytes[g].wrapping_add(away);
                     for line in (0..size).step_by(64) {
-                        fetch(soon.wrapping_add(ahead * size + line));
+                        send(soon.wrapping_add(ahead * size + line));
                     }
-                    fetch(soon.wrapping_add(whole + ahead * factor));
+                    send(soon.wrapping_add(whole + ahead * factor));
                     let at = bytes[g].add(b * size);
                     let (w, scales) = (I::steps(at), S::of(bytes[g].add(whole), b));
                     let sums = &mut sums[g];
