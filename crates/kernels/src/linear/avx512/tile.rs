@@ -37,14 +37,38 @@ pub(super) struct Block {
 macro_rules! tokens {
     ($m:ident $($argument:tt)*) => {
         concat!(
-            $m!("0", "zmm0", "zmm1", "zmm2", "zmm27" $($argument)*),
-            $m!("1", "zmm3", "zmm4", "zmm5", "zmm28" $($argument)*),
-            $m!("2", "zmm6", "zmm7", "zmm8", "zmm29" $($argument)*),
-            $m!("3", "zmm9", "zmm10", "zmm11", "zmm30" $($argument)*),
-            $m!("4", "zmm12", "zmm13", "zmm14", "zmm31" $($argument)*),
-            $m!("5", "zmm15", "zmm16", "zmm17", "zmm27" $($argument)*),
-            $m!("6", "zmm18", "zmm19", "zmm20", "zmm28" $($argument)*),
-            $m!("7", "zmm21", "zmm22", "zmm23", "zmm29" $($argument)*),
+            $m!("0", "zmm0", "zmm1", "zmm2" $($argument)*),
+            $m!("1", "zmm3", "zmm4", "zmm5" $($argument)*),
+            $m!("2", "zmm6", "zmm7", "zmm8" $($argument)*),
+            $m!("3", "zmm9", "zmm10", "zmm11" $($argument)*),
+            $m!("4", "zmm12", "zmm13", "zmm14" $($argument)*),
+            $m!("5", "zmm15", "zmm16", "zmm17" $($argument)*),
+            $m!("6", "zmm18", "zmm19", "zmm20" $($argument)*),
+            $m!("7", "zmm21", "zmm22", "zmm23" $($argument)*),
+        )
+    };
+}
+
+/// `$last!` for each token, and `$end!` for each two tokens later.
+macro_rules! staggered {
+    ($last:ident, $end:ident $($argument:tt)*) => {
+        concat!(
+            $last!("0", "zmm0", "zmm1", "zmm2" $($argument)*),
+            $last!("1", "zmm3", "zmm4", "zmm5" $($argument)*),
+            $last!("2", "zmm6", "zmm7", "zmm8" $($argument)*),
+            $end!("0", "zmm0", "zmm1", "zmm2"),
+            $last!("3", "zmm9", "zmm10", "zmm11" $($argument)*),
+            $end!("1", "zmm3", "zmm4", "zmm5"),
+            $last!("4", "zmm12", "zmm13", "zmm14" $($argument)*),
+            $end!("2", "zmm6", "zmm7", "zmm8"),
+            $last!("5", "zmm15", "zmm16", "zmm17" $($argument)*),
+            $end!("3", "zmm9", "zmm10", "zmm11"),
+            $last!("6", "zmm18", "zmm19", "zmm20" $($argument)*),
+            $end!("4", "zmm12", "zmm13", "zmm14"),
+            $last!("7", "zmm21", "zmm22", "zmm23" $($argument)*),
+            $end!("5", "zmm15", "zmm16", "zmm17"),
+            $end!("6", "zmm18", "zmm19", "zmm20"),
+            $end!("7", "zmm21", "zmm22", "zmm23"),
         )
     };
 }
@@ -59,18 +83,11 @@ macro_rules! load {
     };
 }
 
-macro_rules! begin {
-    ($t:literal, $a:literal, $b:literal, $c:literal, $x:literal) => {
-        load!($a, $b, $c, "{start}", "64")
-    };
-}
-
+/// Products of a token and a step.
 macro_rules! product {
-    ($t:literal, $a:literal, $b:literal, $c:literal, $x:literal, $term:literal, $step:literal) => {
+    ($t:literal, $a:literal, $b:literal, $c:literal, $term:literal, $step:literal) => {
         concat!(
-            "vpbroadcastd ",
-            $x,
-            ", [{terms} + ",
+            "vpbroadcastd zmm31, [{terms} + ",
             $t,
             "*{item} + 32*",
             $term,
@@ -79,55 +96,123 @@ macro_rules! product {
             "]\n",
             "vpdpbusd ",
             $a,
-            ", ",
-            $x,
-            ", zmm24\n",
+            ", zmm31, zmm24\n",
             "vpdpbusd ",
             $b,
-            ", ",
-            $x,
-            ", zmm25\n",
+            ", zmm31, zmm25\n",
             "vpdpbusd ",
             $c,
-            ", ",
-            $x,
-            ", zmm26\n",
+            ", zmm31, zmm26\n",
         )
     };
 }
 
-/// Products of a term and some steps.
-macro_rules! products {
-    ($term:literal: $($step:literal)*) => {
-        concat!($(
-            "vmovups zmm24, [{w} + 64*", $step, "]\n",
-            "vmovups zmm25, [{w} + 512 + 64*", $step, "]\n",
-            "vmovups zmm26, [{w} + 1024 + 64*", $step, "]\n",
-            tokens!(product, $term, $step),
-        )*)
+/// The same for the first step of all.
+macro_rules! first {
+    ($t:literal, $a:literal, $b:literal, $c:literal, $($of:literal),*) => {
+        concat!(load!($a, $b, $c, "{start}", "64"), product!($t, $a, $b, $c, $($of),*))
     };
 }
 
-/// Sums of the high term count 256 times.
-macro_rules! shift {
-    ($t:literal, $a:literal, $b:literal, $c:literal, $x:literal) => {
+/// The same for the first step of the low term: sums of the high one count 256 times.
+macro_rules! lower {
+    ($t:literal, $a:literal, $b:literal, $c:literal, $($of:literal),*) => {
         concat!(
             "vpslld ", $a, ", ", $a, ", 8\n", "vpslld ", $b, ", ", $b, ", 8\n", "vpslld ", $c,
             ", ", $c, ", 8\n",
+            product!($t, $a, $b, $c, $($of),*)
         )
     };
 }
 
-/// Scales integers, and adds them to the sums.
+/// The groups' weights of a step.
+macro_rules! weights {
+    ($step:literal) => {
+        concat!(
+            "vmovups zmm24, [{w} + 64*",
+            $step,
+            "]\n",
+            "vmovups zmm25, [{w} + 512 + 64*",
+            $step,
+            "]\n",
+            "vmovups zmm26, [{w} + 1024 + 64*",
+            $step,
+            "]\n",
+        )
+    };
+}
+
+/// Products of a term and some steps: `$begin!` for those of the first.
+macro_rules! steps {
+    ($begin:ident $term:literal: $first:literal $($step:literal)*) => {
+        concat!(
+            weights!($first), tokens!($begin, $term, $first),
+            $(weights!($step), tokens!(product, $term, $step)),*
+        )
+    };
+}
+
+/// Products of the last step. Where those of a token end, it is scaled and stored while others are
+/// multiplied.
+macro_rules! last {
+    ($term:literal: $step:literal) => {
+        concat!(
+            load!("zmm27", "zmm28", "zmm29", "{d}", "64"),
+            weights!($step),
+            staggered!(product, end, $term, $step)
+        )
+    };
+}
+
+/// Scales integers, adds them to the sums, and stores these.
+macro_rules! end {
+    ($t:literal, $a:literal, $b:literal, $c:literal) => {
+        concat!(scale!($t, $a, $b, $c, "zmm27", "zmm28", "zmm29"), store!($t, $a, $b, $c))
+    };
+}
+
+/// The same with minima, for which there are registers when all products have ended.
+macro_rules! minima {
+    () => {
+        concat!(
+            load!("zmm24", "zmm25", "zmm26", "{d}", "64"),
+            load!("zmm27", "zmm28", "zmm29", "{m}", "64"),
+            tokens!(end_with_minima)
+        )
+    };
+}
+
+/// Minima count as often as the sum of the token's numbers.
+macro_rules! end_with_minima {
+    ($t:literal, $a:literal, $b:literal, $c:literal) => {
+        concat!(
+            scale!($t, $a, $b, $c, "zmm24", "zmm25", "zmm26"),
+            "vbroadcastss zmm31, [{scaled} + 16*",
+            $t,
+            " + 4]\n",
+            "vfmadd231ps ",
+            $a,
+            ", zmm27, zmm31\n",
+            "vfmadd231ps ",
+            $b,
+            ", zmm28, zmm31\n",
+            "vfmadd231ps ",
+            $c,
+            ", zmm29, zmm31\n",
+            store!($t, $a, $b, $c)
+        )
+    };
+}
+
 macro_rules! scale {
-    ($t:literal, $a:literal, $b:literal, $c:literal, $x:literal) => {
+    ($t:literal, $a:literal, $b:literal, $c:literal, $d:literal, $e:literal, $f:literal) => {
         concat!(
             "vbroadcastss zmm30, [{scaled} + 16*",
             $t,
             "]\n",
-            add!($a, "zmm24", $t, "0"),
-            add!($b, "zmm25", $t, "64"),
-            add!($c, "zmm26", $t, "128"),
+            add!($a, $d, $t, "0"),
+            add!($b, $e, $t, "64"),
+            add!($c, $f, $t, "128"),
         )
     };
 }
@@ -159,7 +244,7 @@ macro_rules! add {
 }
 
 macro_rules! store {
-    ($t:literal, $a:literal, $b:literal, $c:literal, $x:literal) => {
+    ($t:literal, $a:literal, $b:literal, $c:literal) => {
         concat!(
             "vmovups [{sums} + 192*",
             $t,
@@ -180,47 +265,9 @@ macro_rules! store {
     };
 }
 
-/// Adds minima, times the sum of the token's numbers.
-macro_rules! minimum {
-    ($t:literal, $a:literal, $b:literal, $c:literal, $x:literal) => {
-        concat!(
-            "vbroadcastss zmm31, [{scaled} + 16*",
-            $t,
-            " + 4]\n",
-            "vfmadd231ps ",
-            $a,
-            ", zmm27, zmm31\n",
-            "vfmadd231ps ",
-            $b,
-            ", zmm28, zmm31\n",
-            "vfmadd231ps ",
-            $c,
-            ", zmm29, zmm31\n",
-        )
-    };
-}
-
-/// Scales, and stores. With minima each token ends before the next begins, so that what is stored
-/// goes between what is computed; without, there is less to wait for, and stores go last.
-macro_rules! finish {
-    (none) => {
-        concat!(tokens!(scale), tokens!(store))
-    };
-    (some) => {
-        concat!(load!("zmm27", "zmm28", "zmm29", "{m}", "64"), tokens!(end))
-    };
-}
-
-macro_rules! end {
-    ($($of:tt)*) => {
-        concat!(scale!($($of)*), minimum!($($of)*), store!($($of)*))
-    };
-}
-
-/// A function that adds the products of a part of a block: of the first steps that it is made of,
-/// with terms that it is made of.
+/// A function that adds the products of a part of a block, with terms and steps that it is made of.
 macro_rules! kernel {
-    ($name:ident, $item:literal, [$($products:expr),*], $minima:ident) => {
+    ($name:ident, $item:literal, $($products:expr),*) => {
         /// # Safety
         /// The machine has AVX-512 and VNNI; three groups and eight tokens lie where `block`
         /// says, and as many sums `before`.
@@ -230,10 +277,7 @@ macro_rules! kernel {
             // SAFETY: by contract. `m` is read where there are minima.
             unsafe {
                 asm!(
-                    tokens!(begin),
                     $($products,)*
-                    load!("zmm24", "zmm25", "zmm26", "{d}", "64"),
-                    finish!($minima),
                     "/* {m} */",
                     item = const $item * size_of::<Term>(),
                     w = in(reg) block.w,
@@ -259,34 +303,29 @@ macro_rules! kernel {
     };
 }
 
-kernel!(one, 1, [products!("0": "0" "1" "2" "3" "4" "5" "6" "7")], none);
-kernel!(one_with_minima, 1, [products!("0": "0" "1" "2" "3" "4" "5" "6" "7")], some);
-kernel!(one_half, 1, [products!("0": "0" "1" "2" "3")], none);
+kernel!(one, 1, steps!(first "0": "0" "1" "2" "3" "4" "5" "6"), last!("0": "7"));
+kernel!(one_with_minima, 1, steps!(first "0": "0" "1" "2" "3" "4" "5" "6" "7"), minima!());
+kernel!(one_half, 1, steps!(first "0": "0" "1" "2"), last!("0": "3"));
 kernel!(
     two,
     2,
-    [
-        products!("0": "0" "1" "2" "3" "4" "5" "6" "7"),
-        tokens!(shift),
-        products!("1": "0" "1" "2" "3" "4" "5" "6" "7")
-    ],
-    none
+    steps!(first "0": "0" "1" "2" "3" "4" "5" "6" "7"),
+    steps!(lower "1": "0" "1" "2" "3" "4" "5" "6"),
+    last!("1": "7")
 );
 kernel!(
     two_with_minima,
     2,
-    [
-        products!("0": "0" "1" "2" "3" "4" "5" "6" "7"),
-        tokens!(shift),
-        products!("1": "0" "1" "2" "3" "4" "5" "6" "7")
-    ],
-    some
+    steps!(first "0": "0" "1" "2" "3" "4" "5" "6" "7"),
+    steps!(lower "1": "0" "1" "2" "3" "4" "5" "6" "7"),
+    minima!()
 );
 kernel!(
     two_half,
     2,
-    [products!("0": "0" "1" "2" "3"), tokens!(shift), products!("1": "0" "1" "2" "3")],
-    none
+    steps!(first "0": "0" "1" "2" "3"),
+    steps!(lower "1": "0" "1" "2"),
+    last!("1": "3")
 );
 
 const _: () = assert!(STEPS * size_of::<Step>() == 512 && GROUPS * size_of::<Row>() == 192);
