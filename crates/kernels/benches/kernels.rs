@@ -203,10 +203,13 @@ fn attention(ops: &CpuOps, limits: &Probe, dtype: DType, wanted: &[String]) {
     // Sequences, rows of each, positions that the last row sees.
     const CASES: [(usize, usize, usize); 5] =
         [(1, 1, 512), (1, 1, 8192), (32, 1, 288), (1, 512, 512), (1, 512, 4096)];
+    let known = HEADS.map(|(heads, kv_heads, dim)| format!("{heads}/{kv_heads}/{dim}"));
+    let unknown = wanted.iter().find(|shape| !known.contains(shape));
+    assert_eq!(unknown, None, "HEADS/KV/DIM is one of {known:?}");
     print!("\nattention heads/kv/dim   batch   rows   seen       us    GB/s  of read");
     println!("  GFLOP/s   of f32    best");
-    for (heads, kv_heads, dim) in HEADS {
-        if !wanted.is_empty() && !wanted.contains(&format!("{heads}/{kv_heads}/{dim}")) {
+    for ((heads, kv_heads, dim), shape) in HEADS.into_iter().zip(&known) {
+        if !wanted.is_empty() && !wanted.contains(shape) {
             continue;
         }
         for (batch, rows, seen) in CASES {

@@ -317,7 +317,7 @@ fn integer_columns<T: Tier, const P: usize, const TERMS: usize, const G: usize>(
                     values[g] = t.load_bytes(&vectors[g]);
                 }
                 for p in 0..P {
-                    let bytes = weights[p][term][block].as_chunks().0[four % QUAD];
+                    let bytes = weights[p][term][block].as_chunks().0[four % (BLOCK / QUAD)];
                     let weight = t.splat_integer(i32::from_le_bytes(bytes));
                     for g in 0..G {
                         sums[p][g] = t.add_dots(sums[p][g], weight, values[g]);

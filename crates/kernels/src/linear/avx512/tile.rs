@@ -4,7 +4,7 @@
 //! compilers will not have it: they take operands from memory again for each product, and spill
 //! sums. Here, each is loaded once for all products it has a part in. Of the turns of the two ports
 //! that multiply, products are 8 of 11 with one term (12 where blocks have minima), 16 of 20 (21)
-//! with two.
+//! with two; where others convert, as on Zen 4, 8 of 10 (11) with one.
 
 use std::arch::asm;
 
