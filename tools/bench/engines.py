@@ -28,13 +28,17 @@ def words(command):
 
 
 class Pomona:
-    name = "Pomona"
-    flags = []
+    """With activations of so many bits: 16 by default, 8 as peers compute."""
 
-    def __init__(self, args):
+    def __init__(self, args, bits):
         self.args, self.model = args, args.model
+        self.name, self.flags = "Pomona", []
+        if bits != "16":
+            self.name += f", {bits}-bit activations"
+            self.flags += ["--activation-bits", bits]
         if args.kv_cache_dtype:
-            self.flags = [*self.flags, "--kv-cache-dtype", args.kv_cache_dtype]
+            self.name += f", {args.kv_cache_dtype} keys and values"
+            self.flags += ["--kv-cache-dtype", args.kv_cache_dtype]
 
     def about(self):
         said = run([self.args.pomona, "--version"])
@@ -73,18 +77,11 @@ class Pomona:
                     stop(server)
 
 
-class EightBits(Pomona):
-    """As peers compute: quantised weights meet activations of 8 bits."""
-
-    name = "Pomona, 8-bit activations"
-    flags = ["--activation-bits", "8"]
-
-
 class LlamaCpp(Pomona):
     name = "llama.cpp"
 
     def __init__(self, args):
-        super().__init__(args)
+        self.args, self.model = args, args.model
         link_libraries(args.llama)
 
     def about(self):

@@ -25,9 +25,8 @@ import machine
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KINDS = ("engine", "long", "served", "shared")
-# By bits of activations.
-OURS = {"16": engines.Pomona, "8": engines.EightBits}
-OUR_NAMES = [engine.name for engine in OURS.values()]
+BITS = ("16", "8")
+KV_TYPES = ("auto", "float32", "float16", "bfloat16", "int8")
 
 
 def measure(engine, kind, args):
@@ -79,7 +78,7 @@ def measure_quietly(engine, kind, round_number, args):
     return entry
 
 
-def summary(entries, args):
+def summary(entries, ours, args):
     """By figure and engine: spread, and Pomona's ratios to it over the rounds that both have."""
     values = {}
     for entry in entries:
@@ -89,12 +88,10 @@ def summary(entries, args):
     for what, by_engine in values.items():
         for name, by_round in by_engine.items():
             cell = {"rounds": len(by_round), "value": spread(by_round.values())}
-            for ours in OUR_NAMES:
-                own = by_engine.get(ours)
-                if not own:
-                    continue
+            for our in ours:
+                own = by_engine.get(our, {})
                 both = [own[r] / value for r, value in by_round.items() if r in own]
-                cell[f"ratio of {ours}"] = spread(both) if len(both) >= args.rounds_min else None
+                cell[f"ratio of {our}"] = spread(both) if len(both) >= args.rounds_min else None
             found.setdefault(what, {})[name] = cell
     return found
 
@@ -109,19 +106,13 @@ def in_words(s, digits=1):
     return f"{s['median']:.{digits}f} ({s['min']:.{digits}f} to {s['max']:.{digits}f})"
 
 
-def ratio_in_words(ratio):
-    if ratio is None:
-        return "too few quiet rounds"
-    return in_words(ratio, 2) if ratio else ""
-
-
-def show(found):
-    print("\n| | engine | value | Pomona's ratio to it | with 8-bit activations |")
-    print("| --- | --- | --- | --- | --- |")
+def show(found, ours):
+    print("\n| | engine | value |" + "".join(f" ratio of {our} |" for our in ours))
+    print("| --- | --- | --- |" + " --- |" * len(ours))
     for what, by_engine in found.items():
         for name, cell in by_engine.items():
-            ratios = [cell.get(f"ratio of {name}", {}) for name in OUR_NAMES]
-            ratios = [ratio_in_words(ratio) for ratio in ratios]
+            ratios = [cell[f"ratio of {our}"] for our in ours]
+            ratios = [in_words(ratio, 2) if ratio else "too few quiet rounds" for ratio in ratios]
             print(f"| {what} | {name} | {in_words(cell['value'])} | {' | '.join(ratios)} |")
 
 
@@ -131,7 +122,7 @@ def arguments():
     parser.add_argument("pomona", type=path, help="the release binary")
     parser.add_argument("model", type=path, help="for Pomona, llama.cpp and mistral.rs")
     parser.add_argument("--activation-bits", default="16,8", help="of Pomona; default: 16,8")
-    parser.add_argument("--kv-cache-dtype", metavar="TYPE", help="of Pomona; default: its own")
+    parser.add_argument("--kv-cache-dtype", choices=KV_TYPES, help="of Pomona; default: its own")
     parser.add_argument("--llama", type=path, metavar="BIN", help="has llama-bench, llama-server")
     parser.add_argument("--openvino", type=path, metavar="VENV")
     parser.add_argument("--openvino-model", type=path, metavar="FOLDER", help="default: MODEL")
@@ -154,8 +145,9 @@ def arguments():
     unknown = set(args.what.split(",")) - set(KINDS)
     if unknown:
         parser.error(f"--what knows {', '.join(KINDS)}, not {', '.join(sorted(unknown))}")
-    if not set(args.activation_bits.split(",")) <= set(OURS):
-        parser.error(f"--activation-bits knows {', '.join(OURS)}, not {args.activation_bits}")
+    args.activation_bits = args.activation_bits.split(",")
+    if sorted(set(args.activation_bits) & set(BITS)) != sorted(args.activation_bits):
+        parser.error("--activation-bits takes 16, 8, or 16,8")
     if args.vllm and not args.vllm_model:
         parser.error("--vllm needs --vllm-model, a folder with safetensors")
     return args
@@ -171,12 +163,15 @@ def main():
     machine.adopt_orphans()
     # Ended early, it still ends its servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    peers = [OURS[bits](args) for bits in args.activation_bits.split(",")]
+    peers = [engines.Pomona(args, bits) for bits in args.activation_bits]
+    ours = [pomona.name for pomona in peers]
     peers += [engines.LlamaCpp(args)] if args.llama else []
     peers += [engines.OpenVino(args)] if args.openvino else []
     peers += [engines.Vllm(args)] if args.vllm else []
     peers += [engines.MistralRs(args)] if args.mistralrs else []
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    # With what has not been committed told by `-dirty`.
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True)
     record = {
         "date": datetime.date.today().isoformat(),
         "commit": commit.stdout.strip(),
@@ -194,10 +189,10 @@ def main():
             for engine in peers[turn:] + peers[:turn]:
                 entry = measure_quietly(engine, kind, round_number, args)
                 record["entries"].append(entry)
-        record["summary"] = summary(record["entries"], args)
+        record["summary"] = summary(record["entries"], ours, args)
         if args.record:
             write(record, args.record)
-    show(record["summary"])
+    show(record["summary"], ours)
 
 
 def write(record, name):
