@@ -20,6 +20,8 @@ pub struct Probe {
     pub read_bytes_per_s: f64,
     /// Multiply-adds of f32 in registers, operations (2 per multiply-add) per second.
     pub f32_ops_per_s: f64,
+    /// Multiply-adds of bf16 into f32 in registers, likewise; 0 where there is no instruction.
+    pub bf16_ops_per_s: f64,
     /// Multiply-adds of int8 into int32 in registers, likewise; 0 where there is no instruction.
     pub int8_ops_per_s: f64,
 }
@@ -37,19 +39,16 @@ pub fn probe(pool: &Pool) -> Probe {
     });
     drop(buffers);
     let threads = pool.threads() as f64;
-    let rate = |operations: fn() -> u64| {
-        let count = operations();
+    let rate = |operations: fn() -> Option<u64>| {
+        let Some(count) = operations() else { return 0.0 };
         let seconds = best(|| pool.run(&|_| _ = black_box(operations())));
         count as f64 * threads / seconds
     };
     Probe {
         read_bytes_per_s: each as f64 * threads / read,
-        f32_ops_per_s: rate(arithmetic::f32_operations),
-        int8_ops_per_s: if arithmetic::has_int8() {
-            rate(arithmetic::int8_operations)
-        } else {
-            0.0
-        },
+        f32_ops_per_s: rate(|| Some(arithmetic::f32_operations())),
+        bf16_ops_per_s: rate(arithmetic::bf16_operations),
+        int8_ops_per_s: rate(arithmetic::int8_operations),
     }
 }
 

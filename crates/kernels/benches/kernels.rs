@@ -4,17 +4,16 @@
 //!         [int8-kv] [avx2] [HEADS/KV/DIM...] [TOKENS...]
 //!
 //! Prints medians of several rounds. Shares: of the measured read bandwidth (weights or KV read
-//! once) and of the measured int8 (integer formats) or f32 peak.
+//! once) and of the measured peak of int8 (integer formats), bf16 (BF16 with `8-bits`) or f32.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use pomona_device::{DType, Device, HostDevice, Pool, Probe, View, probe};
+use pomona_device::{DType, Device, HostDevice, Pool, Probe, View};
 use pomona_kernels::{
     Activation, ActivationBits, Attention, CpuOps, Expert, Experts, Format, HeadGroups, Isa,
-    KvLayer, LinearPart, Matrix, Ops, Span, StoredRows, WeightSource, Write, int8_tile_ops,
-    kv_row_bytes,
+    KvLayer, LinearPart, Matrix, Ops, Span, StoredRows, WeightSource, Write, kv_row_bytes, limits,
 };
 
 const ROUNDS: usize = 15;
@@ -51,16 +50,17 @@ fn main() {
         .collect();
     let threads = Pool::default_threads();
     let pool = Pool::new(threads);
-    let mut limits = probe(&pool);
-    limits.int8_ops_per_s = int8_tile_ops(&pool).unwrap_or(limits.int8_ops_per_s);
+    let limits = limits(&pool);
     drop(pool);
     let ops = CpuOps::new(Arc::new(HostDevice::new()), Pool::new(threads), isa)
         .with_activation_bits(bits);
     println!(
-        "{threads} threads, {}: reads {:.1} GB/s, {:.0} GFLOP/s in f32, {:.0} GOP/s in int8",
+        "{threads} threads, {}: reads {:.1} GB/s, {:.0} GFLOP/s in f32, {:.0} in bf16, {:.0} GOP/s \
+         in int8",
         ops.isa().name(),
         limits.read_bytes_per_s / 1e9,
         limits.f32_ops_per_s / 1e9,
+        limits.bf16_ops_per_s / 1e9,
         limits.int8_ops_per_s / 1e9
     );
     if wanted("join") {
@@ -122,9 +122,10 @@ fn linear(ops: &CpuOps, limits: &Probe, formats: &[Format], counts: &[usize]) {
                     ops.linear(&x, &[part], Write::Set).unwrap();
                 });
                 let gops = 2.0 * (rows * cols * tokens) as f64 / seconds / 1e9;
-                let peak = match format.block_len() {
-                    1 => limits.f32_ops_per_s,
-                    _ => limits.int8_ops_per_s,
+                let peak = match ops.linear_path(format) {
+                    path if path.is_bfloat() => limits.bf16_ops_per_s,
+                    path if path.is_integer() => limits.int8_ops_per_s,
+                    _ => limits.f32_ops_per_s,
                 };
                 let (name, us) = (format!("{format:?}"), seconds * 1e6);
                 let rate = bytes as f64 / seconds;

@@ -19,9 +19,9 @@ use crate::linear::{self, Job, Out, Part, Rows, Shared, linear};
 use crate::packing::{self, PackedStore};
 use crate::rows::{Glu, RmsNorm, Rope};
 use crate::{
-    Activation, ActivationBits, Attention, Context, Divided, Embedding, Experts, Isa, KvLayer,
-    LinearPart, Matrix, NO_SLOT, OpError, Ops, OwnExperts, Pairs, Placement, RopeStyle,
-    RouteWeights, Routes, WeightSource, Write,
+    Activation, ActivationBits, Attention, Context, Divided, Embedding, Experts, Format, Isa,
+    KvLayer, LinearPart, LinearPath, Matrix, NO_SLOT, OpError, Ops, OwnExperts, Pairs, Placement,
+    RopeStyle, RouteWeights, Routes, WeightSource, Write,
 };
 
 /// Elements from which an operation on rows is worth a join.
@@ -60,7 +60,7 @@ impl CpuOps {
         CpuOps { memory, device, pool, isa, bits: ActivationBits::default(), scratch, packed }
     }
 
-    /// The same, with activations of so many bits where weights are quantised.
+    /// The same, with activations of so many bits.
     pub fn with_activation_bits(self, bits: ActivationBits) -> CpuOps {
         CpuOps { bits, ..self }
     }
@@ -85,9 +85,9 @@ impl CpuOps {
         self.isa
     }
 
-    /// Number of threads.
-    pub fn threads(&self) -> usize {
-        self.pool.threads()
+    /// Which code multiplies weights of a format.
+    pub fn linear_path(&self, format: Format) -> LinearPath {
+        LinearPath::of(self.isa, format, self.bits)
     }
 
     /// Runs `each(range of rows)` over `rows` rows of `width` elements, in a join if it is worth

@@ -11,6 +11,7 @@ mod format;
 mod formats;
 mod isa;
 mod lanes;
+mod limits;
 mod linear;
 mod ops;
 mod packing;
@@ -26,7 +27,7 @@ pub use experts::Placement;
 pub use format::Format;
 pub use formats::{Int4Group, dequantize_row};
 pub use isa::Isa;
-pub use linear::amx::peak::int8_tile_ops;
+pub use limits::limits;
 pub use linear::packed::LAYOUT as PACKED_LAYOUT;
 pub use linear::{ActivationBits, LinearPath};
 pub use ops::{

@@ -22,10 +22,12 @@ pub(super) fn f32_operations() -> u64 {
     STEPS * 64 * 2
 }
 
-pub(super) fn has_int8() -> bool {
-    false
+/// No instruction that Rust has a name for everywhere.
+pub(super) fn bf16_operations() -> Option<u64> {
+    None
 }
 
-pub(super) fn int8_operations() -> u64 {
-    0
+/// As above.
+pub(super) fn int8_operations() -> Option<u64> {
+    None
 }

@@ -45,16 +45,16 @@ pub(super) fn f32_operations() -> u64 {
     }
 }
 
-pub(super) fn has_int8() -> bool {
-    is_x86_feature_detected!("avx512vnni")
+/// The same of pairs of bf16.
+pub(super) fn bf16_operations() -> Option<u64> {
+    // SAFETY: detected.
+    is_x86_feature_detected!("avx512bf16").then(|| unsafe { bf16_avx512() })
 }
 
-pub(super) fn int8_operations() -> u64 {
-    if !has_int8() {
-        return 0;
-    }
+/// The same of 8-bit integers.
+pub(super) fn int8_operations() -> Option<u64> {
     // SAFETY: detected.
-    unsafe { int8_vnni() }
+    is_x86_feature_detected!("avx512vnni").then(|| unsafe { int8_vnni() })
 }
 
 #[target_feature(enable = "avx512f")]
@@ -81,6 +81,19 @@ fn f32_fma() -> u64 {
     }
     black_box(lanes);
     STEPS * CHAINS as u64 * 8 * 2
+}
+
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn bf16_avx512() -> u64 {
+    let one = _mm512_cvtne2ps_pbh(_mm512_set1_ps(black_box(1.0)), _mm512_set1_ps(1.0));
+    let mut lanes = [_mm512_set1_ps(1.0); CHAINS];
+    for _ in 0..STEPS {
+        for lane in &mut lanes {
+            *lane = _mm512_dpbf16_ps(*lane, one, one);
+        }
+    }
+    black_box(lanes);
+    STEPS * CHAINS as u64 * 32 * 2
 }
 
 #[target_feature(enable = "avx512f,avx512vnni")]

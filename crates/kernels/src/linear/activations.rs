@@ -22,12 +22,14 @@ use crate::lanes::{LANES, ROUND};
 const JOIN_TOKENS: usize = 8;
 /// Blocks whose largest number is smaller count as zero: their scale would not be a normal number.
 const SMALLEST: f32 = 1e-30;
-/// How exact activations are where they meet quantised weights.
+/// How exact activations are where they meet quantised weights, and those of BF16.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ActivationBits {
-    /// Half the instructions of a product, and the errors that engines with 8 bits make.
+    /// Half the instructions of a product, and the errors that engines with 8 bits make. BF16
+    /// weights meet activations in bf16.
     Eight,
-    /// Two terms: results are those of exact activations to about 1e-4.
+    /// Two terms: results are those of exact activations to about 1e-4. BF16 weights meet
+    /// activations in f32.
     #[default]
     Sixteen,
 }

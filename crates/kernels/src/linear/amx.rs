@@ -14,20 +14,15 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use half::bf16;
-use pomona_device::Pool;
-
-use super::packed::{self, GROUP, PAIRS_AT_ONCE};
-use super::{Inputs, Shared, Slab, TILE, spread};
+use super::bfloats::Bfloats;
+use super::packed::{self, BLOCK, GROUP, PAIRS_AT_ONCE};
+use super::{Slab, TILE};
 use crate::Format;
 
 #[cfg(all(test, target_os = "linux"))]
 pub(super) mod emulator;
 pub(super) mod integers;
 pub(crate) mod peak;
-
-/// Columns that one instruction multiplies in bf16.
-const COLUMNS: usize = 2 * PAIRS_AT_ONCE;
 
 /// Whether the machine has tile registers for both types, and the system lets us use them. Asked
 /// once: the permission holds for all threads of the process.
@@ -144,59 +139,16 @@ macro_rules! multiply {
 }
 use {load, multiply, store, zero};
 
-/// Memory for activations in bf16, a tile after the other, kept from call to call: `[tiles, blocks
-/// of 32 columns, width, 32]` for each job.
-#[derive(Default)]
-pub(crate) struct Memory(Vec<u16>);
-
-/// A job's activations in bf16.
-#[derive(Clone, Copy)]
-pub(super) struct Tiles<'a> {
-    values: &'a [u16],
-    /// Tokens of a tile.
-    width: usize,
-}
-
-impl Memory {
-    /// Rounds all inputs.
-    pub(super) fn fill(&mut self, pool: &Pool, inputs: &Inputs<'_>) -> Vec<Tiles<'_>> {
-        let lane = inputs.cols.next_multiple_of(COLUMNS);
-        self.0.resize(inputs.lanes * lane, 0);
-        let values = Shared(self.0.as_mut_ptr());
-        spread(pool, 1, inputs.jobs.iter().map(|input| input.tokens), &|job, tokens| {
-            let input = &inputs.jobs[job];
-            let width = input.width();
-            for token in tokens {
-                let tile = (input.first_lane + token / width * width) * lane;
-                for (b, x) in inputs.row(job, token).chunks(COLUMNS).enumerate() {
-                    let at = tile + (b * width + token % width) * COLUMNS;
-                    // SAFETY: each worker has its own tokens, within the vector just sized.
-                    let place = unsafe { std::slice::from_raw_parts_mut(values.at(at), COLUMNS) };
-                    place[x.len()..].fill(0);
-                    for (place, x) in place.iter_mut().zip(x) {
-                        *place = bf16::from_f32(*x).to_bits();
-                    }
-                }
-            }
-        });
-        let of = |job: &super::Input<'_>| Tiles {
-            values: &self.0[job.first_lane * lane..],
-            width: job.width(),
-        };
-        inputs.jobs.iter().map(of).collect()
-    }
-}
-
 /// Computes a slab of bf16 weights: two groups and up to two tiles of tokens at a time.
 ///
 /// # Safety
 /// The machine has tile registers, and the system lets us use them.
-pub(super) unsafe fn bf16(slab: &Slab<'_>, x: Tiles<'_>) {
+pub(super) unsafe fn bf16(slab: &Slab<'_>, x: Bfloats<'_>) {
     debug_assert_eq!(slab.format, Format::BF16);
     let (a, b, c) = ((x.width, 64), (TILE, 64), (x.width, 64));
     // SAFETY: by contract.
     let tiles = unsafe { Configured::new(&Shapes::new([c, c, c, c, a, a, b, b])) };
-    let work = Dense { slab, x, blocks: slab.cols.div_ceil(COLUMNS) };
+    let work = Dense { slab, x, blocks: slab.cols.div_ceil(BLOCK) };
     let tiles_of_tokens = slab.all_tokens.div_ceil(x.width);
     for group in slab.groups.clone().step_by(2) {
         for tile in (0..tiles_of_tokens).step_by(2) {
@@ -213,7 +165,7 @@ pub(super) unsafe fn bf16(slab: &Slab<'_>, x: Tiles<'_>) {
 /// Products of bf16 weights.
 struct Dense<'a> {
     slab: &'a Slab<'a>,
-    x: Tiles<'a>,
+    x: Bfloats<'a>,
     blocks: usize,
 }
 
@@ -223,7 +175,7 @@ impl Dense<'_> {
     unsafe fn products(&self, groups: [usize; 2], tiles: [usize; 2]) {
         let Dense { slab, x, blocks } = self;
         let mut sums = [[[[0.0f32; GROUP]; TILE]; 2]; 2];
-        let a_step = x.width * COLUMNS;
+        let a_step = x.width * BLOCK;
         let b_step = PAIRS_AT_ONCE * packed::PAIR_BYTES;
         let a = tiles.map(|tile| x.values[tile * blocks * a_step..].as_ptr());
         let b = groups.map(|group| slab.group(group).as_ptr());

@@ -1,4 +1,4 @@
-//! F32, F16 and BF16 weights with f32 activations: sixteen rows at a time, column by column.
+//! F32, F16 and BF16 weights with activations in f32: sixteen rows at a time, column by column.
 
 use pomona_device::Pool;
 
@@ -30,8 +30,13 @@ pub(super) struct Tiles<'a> {
 }
 
 impl Memory {
-    /// Brings the tokens of each job side by side.
-    pub(super) fn fill(&mut self, pool: &Pool, inputs: &Inputs<'_>) -> Vec<Tiles<'_>> {
+    /// Brings the tokens of each job side by side, their numbers as `put` puts them.
+    pub(super) fn fill(
+        &mut self,
+        pool: &Pool,
+        inputs: &Inputs<'_>,
+        put: impl Fn(f32) -> f32 + Sync,
+    ) -> Vec<Tiles<'_>> {
         let cols = inputs.cols;
         self.0.resize(self.0.len().max(inputs.lanes * cols), 0.0);
         let values = Shared(self.0.as_mut_ptr());
@@ -48,7 +53,7 @@ impl Memory {
                     for token in tile * width..input.tokens.min((tile + 1) * width) {
                         let places = values[token % width..].iter_mut().step_by(width);
                         let row = &inputs.row(job, token)[at * COLUMNS..];
-                        places.zip(row).for_each(|(place, value)| *place = *value);
+                        places.zip(row).for_each(|(place, value)| *place = put(*value));
                     }
                 }
             }
@@ -188,7 +193,8 @@ impl Dense<'_> {
                     fetch(weights.as_ptr().wrapping_add(ahead + away));
                 }
             }
-            for (column, x) in x.chunks_exact(width).enumerate() {
+            // The last column first, as instructions that take pairs do.
+            for (column, x) in x.chunks_exact(width).enumerate().rev() {
                 let x: &[f32; K] = x[token % width..].first_chunk().expect("tokens side by side");
                 // Not by a closure: one that is no part of this function lacks the tier's features.
                 let mut wide = [t.splat(0.0); G];

@@ -2,8 +2,9 @@
 //!
 //! Weights lie packed, sixteen rows to a group ([`packed`]). Integer weights meet quantised
 //! activations: sums of integer products are exact; each block of 32 columns then adds to f32 sums,
-//! block after block. Dense weights meet f32 activations, column after column. So every (row,
-//! token) is the same bits whatever the number of tokens, rows or threads, and on every tier.
+//! block after block. Dense weights meet f32 activations, column after column, or those of BF16,
+//! where 8 bits are asked for, bf16 ones. So every (row, token) is the same bits whatever the
+//! number of tokens, rows or threads, and on every tier, but for bf16 on tile registers.
 //!
 //! Cost: bytes of the weights at few tokens (read once), 2 operations per weight and token at many.
 
@@ -14,6 +15,9 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg_attr(not(target_arch = "x86_64"), path = "portable.rs")]
 mod avx512;
+#[cfg_attr(not(target_arch = "x86_64"), path = "portable_dots.rs")]
+mod bf16_dots;
+mod bfloats;
 mod dense;
 mod jobs;
 #[cfg_attr(not(target_arch = "aarch64"), path = "portable.rs")]
@@ -31,6 +35,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 pub use activations::ActivationBits;
 use activations::Activations;
 pub(crate) use activations::scale_of;
+use bfloats::Bfloats;
+use half::bf16;
 use jobs::{ABREAST, COUNTED, Input, Inputs, TILE, spread};
 pub(crate) use jobs::{Job, Out, Part, Rows};
 use packed::GROUP;
@@ -61,20 +67,17 @@ const DIVIDED_TOKENS: usize = TILE;
 pub(crate) struct Workspace {
     activations: activations::Memory,
     tiles: dense::Memory,
-    bf16_tiles: amx::Memory,
+    rounded: dense::Memory,
+    bfloats: bfloats::Memory,
     panels: Vec<Mutex<Panel>>,
 }
-
-/// Whether BF16 weights take the tile path, whose activations are bf16 too: less exact than the
-/// agreement with `transformers` that is promised. Off, but for this crate's tests, until a machine
-/// with tile registers has shown what they bring.
-const BF16_ON_TILES: bool = cfg!(test);
 
 /// Some groups of rows of a part with some tokens, and where results go.
 #[derive(Clone)]
 pub(crate) struct Slab<'a> {
     job: usize,
     format: Format,
+    path: LinearPath,
     weight: &'a [u8],
     groups: Range<usize>,
     /// Those at hand, of all of the job's.
@@ -112,8 +115,9 @@ impl Slab<'_> {
         self.tokens.clone().step_by(each.max(1)).flat_map(move |token| {
             let tokens = token..self.tokens.end.min(token + each);
             let block = Slab { tokens, ..self.clone() };
-            let at_once = self.format.is_dense() || self.all_tokens <= COUNTED;
-            let together = if at_once { ABREAST } else { panel::GROUPS };
+            let panels = self.path.is_integer() || self.path == LinearPath::Bf16Vectors;
+            let many = panels && self.all_tokens > COUNTED;
+            let together = if many { panel::GROUPS } else { ABREAST };
             let most = (block.groups.len() / (SHARES * threads)).max(1);
             let size = (CHUNK / block.group_cost()).clamp(1, most).next_multiple_of(together);
             self.groups.clone().step_by(size).map(move |group| Slab {
@@ -199,20 +203,22 @@ pub(crate) fn linear(
     if jobs.is_empty() {
         return;
     }
-    let slabs = slabs(&jobs, cols, write);
-    let Workspace { activations, tiles, bf16_tiles, panels } = workspace;
+    let slabs = slabs(&jobs, cols, (write, isa, bits));
+    let Workspace { activations, tiles, rounded, bfloats, panels } = workspace;
     let inputs = Inputs::new((x, cols), &jobs);
-    let (mut forms, any) = (Forms::default(), |path: fn(LinearPath) -> bool| {
-        slabs.iter().any(|slab| path(LinearPath::of(isa, slab.format)))
-    });
+    let mut forms = Forms::default();
+    let any = |path: fn(LinearPath) -> bool| slabs.iter().any(|slab| path(slab.path));
     if any(LinearPath::is_integer) {
         forms.integers = activations.quantise(pool, isa, &inputs, bits);
     }
     if any(|path| path == LinearPath::Dense) {
-        forms.tiles = tiles.fill(pool, &inputs);
+        forms.tiles = tiles.fill(pool, &inputs, |x| x);
     }
-    if any(|path| path == LinearPath::Bf16Tiles) {
-        forms.bf16_tiles = bf16_tiles.fill(pool, &inputs);
+    if any(|path| path == LinearPath::Rounded) {
+        forms.rounded = rounded.fill(pool, &inputs, |x| bf16::from_f32(x).to_f32());
+    }
+    if any(LinearPath::is_bfloat) {
+        forms.bfloats = bfloats.fill(pool, isa, &inputs);
     }
     multiply(pool, isa, &slabs, &forms, panels);
 }
@@ -236,7 +242,7 @@ pub(crate) fn divided(
     job: &Job<'_>,
     (write, bits, workspace): (Write, ActivationBits, &mut Workspace),
 ) -> Result<(), GroupError> {
-    let slabs = slabs(&[job], widths.iter().sum(), write);
+    let slabs = slabs(&[job], widths.iter().sum(), (write, isa, bits));
     let Workspace { activations, panels, .. } = workspace;
     let inputs = Inputs::new((own, widths[group.rank()]), &[job]);
     let integers = activations.gather((pool, isa, group), &inputs, widths, bits)?;
@@ -257,7 +263,7 @@ fn multiply(
     panels.resize_with(pool.threads().max(panels.len()), Mutex::default);
     let (panels, threads) = (&*panels, pool.threads());
     let chunks: Vec<Slab<'_>> =
-        slabs.iter().flat_map(|slab| slab.chunks(threads, forms.token_bytes(isa, slab))).collect();
+        slabs.iter().flat_map(|slab| slab.chunks(threads, forms.token_bytes(slab))).collect();
     let mut total = 0;
     let mut starts = Vec::with_capacity(chunks.len());
     for chunk in &chunks {
@@ -280,7 +286,11 @@ fn multiply(
 }
 
 /// All parts of all jobs, whole.
-fn slabs<'a>(jobs: &[&Job<'a>], cols: usize, write: Write) -> Vec<Slab<'a>> {
+fn slabs<'a>(
+    jobs: &[&Job<'a>],
+    cols: usize,
+    (write, isa, bits): (Write, Isa, ActivationBits),
+) -> Vec<Slab<'a>> {
     let slab = |(at, job): (usize, &&Job<'a>), part: &Part<'a>| {
         let groups = part.rows.div_ceil(GROUP);
         let bytes = groups * packed::group_bytes(part.format, cols);
@@ -290,8 +300,8 @@ fn slabs<'a>(jobs: &[&Job<'a>], cols: usize, write: Write) -> Vec<Slab<'a>> {
         let (out, rows, bias) = (part.out.at, part.rows, part.bias);
         let sink = Sink { out, rows, places: job.outputs, bias, write };
         let (format, weight, tokens) = (part.format, part.weight, job.tokens);
-        let (groups, tokens) = (0..groups, 0..tokens);
-        Slab { job: at, format, weight, groups, all_tokens: tokens.end, tokens, cols, sink }
+        let (groups, tokens, path) = (0..groups, 0..tokens, LinearPath::of(isa, format, bits));
+        Slab { job: at, format, path, weight, groups, all_tokens: tokens.end, tokens, cols, sink }
     };
     let numbered = jobs.iter().enumerate();
     numbered.flat_map(|job| job.1.parts.iter().map(move |part| slab(job, part))).collect()
@@ -302,8 +312,12 @@ fn slabs<'a>(jobs: &[&Job<'a>], cols: usize, write: Write) -> Vec<Slab<'a>> {
 pub enum LinearPath {
     /// f32 multiply-adds, compiled for the tier.
     Dense,
+    /// The same of activations that were rounded to bf16.
+    Rounded,
     /// bf16 products on tile registers.
     Bf16Tiles,
+    /// bf16 dot products of vectors (AVX512_BF16).
+    Bf16Vectors,
     /// 8-bit products on tile registers; for a few tokens those of vectors.
     Int8Tiles,
     /// 8-bit dot products of vectors (VNNI).
@@ -320,9 +334,13 @@ pub enum LinearPath {
 
 impl LinearPath {
     /// The path that weights of a format take on a tier.
-    pub fn of(isa: Isa, format: Format) -> LinearPath {
+    pub fn of(isa: Isa, format: Format, bits: ActivationBits) -> LinearPath {
         match (isa, format) {
-            (Isa::Amx, Format::BF16) if BF16_ON_TILES => LinearPath::Bf16Tiles,
+            (_, Format::BF16) if bits == ActivationBits::Eight => match isa {
+                Isa::Amx => LinearPath::Bf16Tiles,
+                Isa::Avx512 if bf16_dots::detect() => LinearPath::Bf16Vectors,
+                _ => LinearPath::Rounded,
+            },
             (_, format) if format.is_dense() => LinearPath::Dense,
             (Isa::Amx, _) => LinearPath::Int8Tiles,
             (Isa::Avx512, _) => LinearPath::Int8Vectors,
@@ -337,7 +355,9 @@ impl LinearPath {
     pub fn words(self) -> &'static str {
         match self {
             LinearPath::Dense => "f32 multiply-adds",
+            LinearPath::Rounded => "f32 multiply-adds, activations in bf16",
             LinearPath::Bf16Tiles => "bf16 tile registers",
+            LinearPath::Bf16Vectors => "bf16 dot products (AVX-512)",
             LinearPath::Int8Tiles => "int8 tile registers",
             LinearPath::Int8Vectors => "int8 dot products (VNNI)",
             LinearPath::Int16Vectors => "16-bit dot products (AVX2)",
@@ -349,7 +369,12 @@ impl LinearPath {
 
     /// Whether weights and activations meet as integers.
     pub fn is_integer(self) -> bool {
-        !matches!(self, LinearPath::Dense | LinearPath::Bf16Tiles)
+        !matches!(self, LinearPath::Dense | LinearPath::Rounded) && !self.is_bfloat()
+    }
+
+    /// Whether they meet as numbers in bf16.
+    pub fn is_bfloat(self) -> bool {
+        matches!(self, LinearPath::Bf16Tiles | LinearPath::Bf16Vectors)
     }
 }
 
@@ -358,14 +383,16 @@ impl LinearPath {
 struct Forms<'a> {
     integers: Vec<Activations<'a>>,
     tiles: Vec<dense::Tiles<'a>>,
-    bf16_tiles: Vec<amx::Tiles<'a>>,
+    rounded: Vec<dense::Tiles<'a>>,
+    bfloats: Vec<Bfloats<'a>>,
 }
 
 impl Forms<'_> {
     /// Bytes of a token's activations, as they are read again for each group of a slab.
-    fn token_bytes(&self, isa: Isa, slab: &Slab<'_>) -> usize {
-        match LinearPath::of(isa, slab.format) {
-            LinearPath::Dense => slab.cols * size_of::<f32>(),
+    fn token_bytes(&self, slab: &Slab<'_>) -> usize {
+        match slab.path {
+            LinearPath::Dense | LinearPath::Rounded => slab.cols * size_of::<f32>(),
+            LinearPath::Bf16Vectors => slab.cols * size_of::<u16>(),
             // That path goes about it in its own way.
             LinearPath::Bf16Tiles => 0,
             _ => self.integers[slab.job].token_bytes(),
@@ -374,11 +401,14 @@ impl Forms<'_> {
 }
 
 fn run_slab(isa: Isa, slab: &Slab<'_>, forms: &Forms<'_>, panel: &mut Panel) {
-    let (job, Forms { integers, tiles, bf16_tiles }) = (slab.job, forms);
-    match LinearPath::of(isa, slab.format) {
+    let (job, Forms { integers, tiles, rounded, bfloats }) = (slab.job, forms);
+    match slab.path {
         // SAFETY: dispatch chose this tier, which Isa::detect() found.
-        LinearPath::Bf16Tiles => unsafe { amx::bf16(slab, bf16_tiles[job]) },
+        LinearPath::Bf16Tiles => unsafe { amx::bf16(slab, bfloats[job]) },
+        // SAFETY: as above, and the instruction too has been found.
+        LinearPath::Bf16Vectors => unsafe { bf16_dots::run(slab, bfloats[job]) },
         LinearPath::Dense => isa.run(dense::Dense { slab, x: tiles[job] }),
+        LinearPath::Rounded => isa.run(dense::Dense { slab, x: rounded[job] }),
         LinearPath::Int8Tiles => avx512::run(slab, &integers[job], panel, true),
         LinearPath::Int8Vectors => avx512::run(slab, &integers[job], panel, false),
         LinearPath::Int16Vectors => avx2::run(slab, &integers[job], panel),

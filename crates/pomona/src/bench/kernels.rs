@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use pomona_device::{DType, View};
-use pomona_kernels::{CpuOps, Format, LinearPart, LinearPath, Matrix, Ops, WeightSource, Write};
+use pomona_kernels::{CpuOps, Format, LinearPart, Matrix, Ops, WeightSource, Write};
 use pomona_models::Checkpoint;
 use serde::Serialize;
 
@@ -54,7 +54,8 @@ pub struct KernelSpeed {
     pub of_bandwidth: f64,
     /// Two operations for each weight and token, GOP/s.
     pub gop_per_s: f64,
-    /// Their share of the measured peak: that of int8 where weights are integers, else of f32.
+    /// Their share of the measured peak: that of int8 where weights are integers, of bf16
+    /// where activations are bf16 too, else of f32.
     pub of_peak: f64,
 }
 
@@ -80,14 +81,17 @@ pub fn measure(
     let limits = before.or_better(&machine());
     let kernel =
         |((format, rows, cols), names, speeds): (Kind, Vec<String>, Vec<(usize, Spread)>)| {
-            let path = LinearPath::of(ops.isa(), format);
+            let path = ops.linear_path(format);
             let bytes = format.row_bytes(cols).unwrap_or_default() * rows;
             let speed = |(tokens, us): (usize, Spread)| {
                 let rate = |amount: f64| amount / us.median / 1e3;
                 let (gb, gop) = (rate(bytes as f64), rate(2.0 * (rows * cols * tokens) as f64));
                 let shares = limits.limits(gb, gop);
-                let integer = path.is_integer() && limits.int8_gop_per_s > 0.0;
-                let of_peak = if integer { shares.of_int8_peak } else { shares.of_f32_peak };
+                let of_peak = match path {
+                    path if path.is_bfloat() => shares.of_bf16_peak,
+                    path if path.is_integer() && limits.int8_gop_per_s > 0.0 => shares.of_int8_peak,
+                    _ => shares.of_f32_peak,
+                };
                 let of_bandwidth = shares.of_bandwidth;
                 KernelSpeed { tokens, us, gb_per_s: gb, of_bandwidth, gop_per_s: gop, of_peak }
             };

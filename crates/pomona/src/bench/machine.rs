@@ -1,23 +1,22 @@
 //! What this machine can do at most, measured now: the yardstick of every other number.
 
-use pomona_device::{Pool, probe};
-use pomona_kernels::{Isa, int8_tile_ops};
+use pomona_device::Pool;
+use pomona_kernels::{Isa, limits};
 
 use super::report::Machine;
 
 /// Measures with `threads` threads; takes about a second.
 pub fn measure(threads: usize) -> Machine {
     let pool = Pool::new(threads);
-    let found = probe(&pool);
-    // The peak is that of the instructions that the kernels use.
-    let int8_ops_per_s = int8_tile_ops(&pool).unwrap_or(found.int8_ops_per_s);
+    let found = limits(&pool);
     Machine {
         cpu: cpu_name(),
         threads,
         isa: Isa::detect().name().to_owned(),
         read_gb_per_s: found.read_bytes_per_s / 1e9,
         f32_gflop_per_s: found.f32_ops_per_s / 1e9,
-        int8_gop_per_s: int8_ops_per_s / 1e9,
+        bf16_gflop_per_s: found.bf16_ops_per_s / 1e9,
+        int8_gop_per_s: found.int8_ops_per_s / 1e9,
     }
 }
 

@@ -84,6 +84,8 @@ pub struct Machine {
     pub read_gb_per_s: f64,
     /// f32 multiply-adds of all threads, two operations each, GFLOP/s.
     pub f32_gflop_per_s: f64,
+    /// bf16 multiply-adds, likewise; 0 without an instruction.
+    pub bf16_gflop_per_s: f64,
     /// 8-bit integer multiply-adds, two operations each, GOP/s.
     pub int8_gop_per_s: f64,
 }
@@ -145,6 +147,8 @@ pub struct Limits {
     pub of_bandwidth: f64,
     /// Share of the measured f32 peak.
     pub of_f32_peak: f64,
+    /// Share of the measured bf16 peak.
+    pub of_bf16_peak: f64,
     /// Share of the measured 8-bit peak.
     pub of_int8_peak: f64,
 }
@@ -185,6 +189,7 @@ impl Machine {
         Machine {
             read_gb_per_s: self.read_gb_per_s.max(other.read_gb_per_s),
             f32_gflop_per_s: self.f32_gflop_per_s.max(other.f32_gflop_per_s),
+            bf16_gflop_per_s: self.bf16_gflop_per_s.max(other.bf16_gflop_per_s),
             int8_gop_per_s: self.int8_gop_per_s.max(other.int8_gop_per_s),
             ..self.clone()
         }
@@ -198,12 +203,22 @@ impl Machine {
             gflop_per_s,
             of_bandwidth: share(gb_per_s, self.read_gb_per_s),
             of_f32_peak: share(gflop_per_s, self.f32_gflop_per_s),
+            of_bf16_peak: share(gflop_per_s, self.bf16_gflop_per_s),
             of_int8_peak: share(gflop_per_s, self.int8_gop_per_s),
         }
     }
 }
 
 impl Report {
+    /// Takes a later measurement of the machine into account: limits are the most that was seen.
+    pub fn machine_again(&mut self, later: &Machine) {
+        self.machine = self.machine.or_better(later);
+        let rows = self.engine.iter_mut().map(|row| &mut row.limits);
+        for limits in rows.chain(self.served.iter_mut().filter_map(|row| row.limits.as_mut())) {
+            *limits = self.machine.limits(limits.gb_per_s, limits.gflop_per_s);
+        }
+    }
+
     /// A report of a machine, with nothing in it yet.
     pub fn new(machine: Machine, server: String) -> Report {
         Report {
@@ -237,8 +252,9 @@ impl Report {
         writeln!(out, "machine  {}, {} threads, {} kernels", m.cpu, m.threads, m.isa)?;
         writeln!(
             out,
-            "         reads {:.1} GB/s, multiplies {:.0} GFLOP/s in f32, {:.0} GOP/s in int8",
-            m.read_gb_per_s, m.f32_gflop_per_s, m.int8_gop_per_s
+            "         reads {:.1} GB/s, multiplies {:.0} GFLOP/s in f32, {:.0} in bf16, {:.0} \
+             GOP/s in int8",
+            m.read_gb_per_s, m.f32_gflop_per_s, m.bf16_gflop_per_s, m.int8_gop_per_s
         )?;
         if let Some(model) = &self.model {
             let million = (model.layer_weights + model.output_weights) as f64 / 1e6;
@@ -371,13 +387,13 @@ impl Report {
         writeln!(
             out,
             "\none request       tokens/s      (min to max)     GB/s  of peak   GFLOP/s  \
-             of f32  of int8"
+             of f32  of bf16  of int8"
         )?;
         for row in &self.engine {
             let (t, l) = (&row.tokens_per_s, &row.limits);
             writeln!(
                 out,
-                "{:<16} {:>9.1} {:>17} {:>8.1} {:>7.0}% {:>9.1} {:>6.0}% {:>7.0}%",
+                "{:<16} {:>9.1} {:>17} {:>8.1} {:>7.0}% {:>9.1} {:>6.0}% {:>7.0}% {:>7.0}%",
                 row.what,
                 t.median,
                 format!("({:.1} to {:.1})", t.min, t.max),
@@ -385,6 +401,7 @@ impl Report {
                 l.of_bandwidth * 100.0,
                 l.gflop_per_s,
                 l.of_f32_peak * 100.0,
+                l.of_bf16_peak * 100.0,
                 l.of_int8_peak * 100.0,
             )?;
         }
@@ -405,7 +422,7 @@ impl Report {
         writeln!(
             out,
             "clients  out tok/s     (min to max)  all tok/s   TTFT p50      p99  token p50      \
-             p99  of GB/s  of f32  of int8  failed"
+             p99  of GB/s  of f32  of bf16  of int8  failed"
         )?;
         for row in &self.served {
             let (level, limits) = (&row.level, row.limits);
@@ -417,7 +434,7 @@ impl Report {
             writeln!(
                 out,
                 "{:>7} {:>10.1} {:>16} {:>10.1} {:>10.1} {:>8.1} {:>10.1} {:>8.1} {:>8} {:>7} \
-                 {:>8} {:>7}",
+                 {:>8} {:>8} {:>7}",
                 level.clients,
                 t.median,
                 format!("({:.1} to {:.1})", t.min, t.max),
@@ -428,6 +445,7 @@ impl Report {
                 level.inter_token_ms.p99,
                 share(|l| l.of_bandwidth),
                 share(|l| l.of_f32_peak),
+                share(|l| l.of_bf16_peak),
                 share(|l| l.of_int8_peak),
                 level.failed,
             )?;
@@ -480,6 +498,7 @@ mod tests {
             isa: "avx2".into(),
             read_gb_per_s: 20.0,
             f32_gflop_per_s: 100.0,
+            bf16_gflop_per_s: 200.0,
             int8_gop_per_s: 400.0,
         }
     }
@@ -488,7 +507,18 @@ mod tests {
     fn shares_are_of_the_measured_peaks() {
         let limits = machine().limits(10.0, 50.0);
         assert_eq!((limits.of_bandwidth, limits.of_f32_peak), (0.5, 0.5));
-        assert_eq!(limits.of_int8_peak, 0.125);
+        assert_eq!((limits.of_bf16_peak, limits.of_int8_peak), (0.25, 0.125));
+    }
+
+    #[test]
+    fn shares_are_of_the_most_that_was_seen() {
+        let mut report = Report::new(machine(), String::new());
+        let tokens_per_s = Spread::of(&[1.0]);
+        let limits = machine().limits(10.0, 50.0);
+        report.engine.push(Speed { what: "decode".into(), tokens_per_s, limits });
+        report.machine_again(&Machine { f32_gflop_per_s: 200.0, read_gb_per_s: 1.0, ..machine() });
+        let limits = report.engine[0].limits;
+        assert_eq!((limits.of_bandwidth, limits.of_f32_peak), (0.5, 0.25));
     }
 
     #[test]

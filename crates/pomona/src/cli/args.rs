@@ -68,7 +68,8 @@ pub struct EngineArgs {
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = parse_dtype)]
     pub dtype: Dtype,
     /// Bits of activations where they meet quantised weights: 8 read prompts faster, at the small
-    /// cost in predictions that `pomona bench --quality` shows
+    /// cost in predictions that `pomona bench --quality` shows; with 8, those that meet BF16
+    /// weights are bf16
     #[arg(long, value_name = "BITS", default_value = "16", value_parser = parse_activation_bits)]
     pub activation_bits: ActivationBits,
     /// Quantise weights of 16 and 32 bits while loading: int8, or int4 where memory matters more
@@ -383,9 +384,12 @@ pub enum Policy {
 fn parse_dtype(text: &str) -> std::result::Result<Dtype, String> {
     match text {
         "auto" | "float32" | "float" => Ok(Dtype),
-        "half" | "float16" | "bfloat16" => Err("activations are computed in float32 only, \
-             weights stay as they are stored: write auto or float32"
-            .to_owned()),
+        "half" | "float16" | "bfloat16" => {
+            Err("activations are float32, weights stay as they are \
+             stored: write auto or float32, and --activation-bits 8 to have activations rounded to \
+             bfloat16 where they meet weights of that type"
+                .to_owned())
+        }
         _ => Err("write auto or float32".to_owned()),
     }
 }

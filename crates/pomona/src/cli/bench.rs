@@ -332,6 +332,10 @@ fn report(engine: &EngineArgs, server: String) -> Report {
 /// [`Busy`] where it counts for nothing.
 fn finish(outcome: &Outcome, mut report: Report, watch: &Watch) -> Result<()> {
     report.neighbours = watch.look();
+    if !report.engine.is_empty() || !report.served.is_empty() {
+        // A virtual machine's cores are not always as fast: a limit is the most that was seen.
+        report.machine_again(&machine::measure(report.machine.threads));
+    }
     show(outcome, &report)?;
     match report.neighbours {
         Neighbours { others_share: Some(share), busy: true } => Err(Busy(share).into()),

@@ -163,7 +163,7 @@ fn look(args: &InspectArgs) -> Result<Findings> {
     let (division, counted) = compose::divide(&checkpoint, &args.engine)?;
     let wishes = compose::wishes(&checkpoint, &division, draft.as_ref(), &args.engine)?;
     let spec = checkpoint.spec();
-    let isa = Isa::detect();
+    let (isa, bits) = (Isa::detect(), args.engine.activation_bits);
     let tensors: Vec<TensorRow> = checkpoint
         .tensors()
         .iter()
@@ -173,7 +173,7 @@ fn look(args: &InspectArgs) -> Result<Findings> {
             shape: tensor.shape.clone(),
             bytes: tensor.bytes,
             path: match checkpoint.matrices(&tensor.name).first() {
-                Some(matrix) => LinearPath::of(isa, matrix.format).words(),
+                Some(matrix) => LinearPath::of(isa, matrix.format, bits).words(),
                 None if tensor.shape.len() < 2 => VECTOR,
                 None => "not supported",
             },

@@ -122,7 +122,7 @@ unsafe fn start(w: &[__m512i; STEPS], steps: Range<usize>) -> __m512i {
 }
 
 /// Bytes to be sent for, some with each step.
-struct Fetch {
+pub(super) struct Fetch {
     at: *const u8,
     /// How far a step goes, and in how many lines: always as many, so that there is nothing to
     /// guess.
@@ -132,13 +132,13 @@ struct Fetch {
 
 impl Fetch {
     /// So many bytes in so many steps.
-    fn new(at: *const u8, bytes: usize, steps: usize) -> Fetch {
+    pub(super) fn new(at: *const u8, bytes: usize, steps: usize) -> Fetch {
         let step = bytes.div_ceil(steps.max(1));
         Fetch { at, step, lines: step.div_ceil(64) }
     }
 
     #[inline(always)]
-    fn fetch(&mut self) {
+    pub(super) fn fetch(&mut self) {
         for line in 0..self.lines {
             // SAFETY: nothing is read: what is not there is not fetched.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(self.at.wrapping_add(line * 64).cast()) };
