@@ -15,7 +15,8 @@ use crate::models::progress::say;
 #[derive(Args, Debug)]
 #[command(after_help = "Products of 1 and of 512 tokens, with weights that no cache holds. \
     Activations are two 8-bit terms where weights are integers, and half the int8 peak is the \
-    most, unless --activation-bits is 8.")]
+    most, unless --activation-bits is 8; with that, those of BF16 weights are bf16 where the \
+    processor has products of such.")]
 pub struct KernelArgs {
     #[command(flatten)]
     model: ModelName,
