@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::panel::{Panel, Scores, hide, soften};
 use super::partial::vectors;
+use super::squares::{self, Gathered};
 use super::stored::{Rows, Soon};
 use super::{BLOCK, POSITIONS, RUN};
 use crate::isa::Tier;
@@ -18,9 +19,9 @@ use crate::linear::{ActivationBits, scale_of};
 /// Bytes of a position's scale.
 pub(super) const SCALE_BYTES: usize = size_of::<f32>();
 /// Bytes of a lane.
-const QUAD: usize = 4;
+pub(super) const QUAD: usize = 4;
 /// Bytes of a vector.
-const BYTES: usize = QUAD * LANES;
+pub(super) const BYTES: usize = QUAD * LANES;
 /// What is added to the integers of keys, which instructions take without a sign.
 pub(super) const MIDDLE: u8 = 0x80;
 
@@ -49,7 +50,8 @@ pub(super) fn value_at(position: usize, i: usize, head_dim: usize) -> usize {
 /// A tile's queries as integers.
 #[derive(Default)]
 pub(super) struct Queries {
-    /// `[terms, head_dim / 4, pairs]` of one panel after the other, four signed bytes each.
+    /// `[terms, head_dim / 4, pairs]` of one panel after the other, four signed bytes each; of a
+    /// panel on tile registers `[terms, pairs, head_dim / 4]`.
     quads: Vec<i32>,
     /// Of each pair.
     scales: Vec<f32>,
@@ -96,9 +98,14 @@ impl Queries {
             }
             for (term, bytes) in bytes[..terms].iter().enumerate() {
                 starts[term] -= i32::from(MIDDLE) * t.sum_of_bytes(bytes, true);
-                let places = panel[(term * quads + at * LANES / QUAD) * len..].iter_mut();
+                let (first, at) = (term * quads * len, at * LANES / QUAD);
+                let (first, step) = match len {
+                    squares::PAIRS => (first + p * quads + at, 1),
+                    _ => (first + at * len + p, len),
+                };
+                let places = panel[first..].iter_mut().step_by(step);
                 let quads = bytes.as_chunks().0.iter().map(|quad| i32::from_le_bytes(*quad));
-                places.skip(p).step_by(len).zip(quads).for_each(|(to, quad)| *to = quad);
+                places.zip(quads).for_each(|(to, quad)| *to = quad);
             }
         }
         (self.scales[first + p], self.starts[first + p]) = (scale, starts);
@@ -125,32 +132,34 @@ fn quads(head_dim: usize) -> usize {
 /// A panel's queries.
 #[derive(Clone, Copy)]
 pub(super) struct Quads<'a, const P: usize> {
-    /// `[terms, head_dim / 4]`, those of the pairs side by side.
-    quads: &'a [[i32; P]],
-    scales: &'a [f32; P],
-    starts: &'a [[i32; 2]; P],
+    /// `[terms, head_dim / 4]`, those of the pairs side by side, or one pair's after the other's.
+    pub(super) quads: &'a [[i32; P]],
+    pub(super) scales: &'a [f32; P],
+    pub(super) starts: &'a [[i32; 2]; P],
 }
 
 /// A run as it is stored.
 #[derive(Clone, Copy)]
 pub(super) struct Integers<'a> {
-    keys: [Block<'a>; RUN],
-    values: [Block<'a>; RUN],
+    pub(super) keys: [Block<'a>; RUN],
+    pub(super) values: [Block<'a>; RUN],
     /// Vectors of a head's numbers.
-    width: usize,
+    pub(super) width: usize,
+    /// For tile registers, if there are any.
+    pub(super) gathered: Option<Gathered<'a>>,
 }
 
 #[derive(Clone, Copy)]
-struct Block<'a> {
+pub(super) struct Block<'a> {
     /// Of keys `[head_dim / 4]`, of values `[4, width]`.
-    vectors: &'a [[u8; BYTES]],
+    pub(super) vectors: &'a [[u8; BYTES]],
     scales: &'a [[u8; SCALE_BYTES]; BLOCK],
-    soon: Soon,
+    pub(super) soon: Soon,
 }
 
 impl Block<'_> {
     #[inline(always)]
-    fn scales<T: Tier>(&self, t: T) -> T::F {
+    pub(super) fn scales<T: Tier>(&self, t: T) -> T::F {
         t.load(&self.scales.map(f32::from_le_bytes))
     }
 }
@@ -170,19 +179,22 @@ impl<'a> Integers<'a> {
                 Block { vectors: bytes.as_chunks().0, scales, soon: soon[block] }
             })
         });
-        Integers { keys, values, width: vectors(head_dim) }
+        Integers { keys, values, width: vectors(head_dim), gathered: None }
     }
 }
 
 /// The bytes of a pair's weights, by terms.
-type Weights<const TERMS: usize> = [[[u8; LANES]; RUN]; TERMS];
+pub(super) type Weights<const TERMS: usize> = [[[u8; LANES]; RUN]; TERMS];
 
 impl<const P: usize> Panel<'_, P, Quads<'_, P>, Integers<'_>> {
     /// Adds the run to the states.
     #[inline(always)]
     pub(super) fn add_integers<T: Tier, const TERMS: usize>(self, t: T) {
         let mut scores = Aligned([[[0.0; LANES]; RUN]; P]);
-        if T::REGISTERS >= 32 {
+        let on_tiles = self.run.gathered.filter(|_| P == squares::PAIRS);
+        if let Some(gathered) = on_tiles {
+            self.square_dots::<T, TERMS>(t, gathered, &mut scores.0);
+        } else if T::REGISTERS >= 32 {
             self.integer_dots::<T, TERMS, RUN>(t, 0, &mut scores.0);
         } else {
             for block in 0..RUN {
@@ -210,6 +222,9 @@ impl<const P: usize> Panel<'_, P, Quads<'_, P>, Integers<'_>> {
         let mut scales = [0.0; P];
         for p in 0..P {
             scales[p] = narrow(t, &scores.0[p], &mut weights.0[p]);
+        }
+        if let Some(gathered) = on_tiles {
+            return self.square_columns::<T, TERMS>(t, gathered, (&weights.0, &scales));
         }
         let (width, mut at) = (self.run.width, 0);
         let blocks = seen.start / BLOCK..seen.end.div_ceil(BLOCK);

@@ -17,6 +17,7 @@ mod context;
 mod integers;
 mod panel;
 mod partial;
+mod squares;
 mod stored;
 mod tile;
 mod write;
@@ -173,7 +174,7 @@ fn compute(
     let run = |worker: usize| {
         let mut tile = tiles[worker].lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-            isa.run(tile::Compute { problem, item, tile: &mut tile });
+            isa.run(tile::Compute { problem, item, tile: &mut tile, tiles: isa == Isa::Amx });
             match item.partial {
                 None => whole(item, &tile),
                 Some(slot) => {

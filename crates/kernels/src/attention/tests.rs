@@ -10,7 +10,7 @@ use super::*;
 use crate::Span;
 use crate::isa::{Kernel, Tier};
 use crate::linear::ActivationBits;
-use crate::linear::tests::Dice;
+use crate::linear::tests::{Dice, tiers};
 use crate::parcels::Parcels;
 
 /// A sequence of `len` positions in shuffled blocks, all keys and values random.
@@ -350,7 +350,7 @@ fn in_integers(scene: &Scene, bytes: &[Vec<u8>; 2], isa: Isa, bits: ActivationBi
 
 #[test]
 fn integers_are_as_exact_as_their_bits_on_every_tier() {
-    for shape in [(2, 1, 16), (3, 1, 20), (4, 2, 64), (2, 1, 80), (1, 1, 256)] {
+    for shape in [(2, 1, 16), (3, 1, 20), (4, 2, 64), (2, 1, 80), (2, 1, 128), (1, 1, 256)] {
         for window in [None, Some(70)] {
             let scene = Scene { window, ..Scene::new(330, shape) };
             let (bytes, rounded) = quantised(&scene);
@@ -363,7 +363,7 @@ fn integers_are_as_exact_as_their_bits_on_every_tier() {
                         assert!(error < most, "{shape:?} {bits:?}, pair {i}: {found}, {defined}");
                     }
                 }
-                for isa in Isa::available() {
+                for isa in tiers() {
                     let found = in_integers(&scene, &bytes, isa, bits);
                     assert_eq!(found, expected, "{isa:?} {shape:?} {bits:?}");
                 }
@@ -387,7 +387,7 @@ fn what_is_not_finite_reaches_those_who_see_it_alone() {
                 let block = &mut bytes[usize::from(!is_key)][block * size..][..size];
                 Store(BlockMut::I8(block), &vec![cause; d], AT % BLOCK, is_key).store();
             }
-            for isa in Isa::available() {
+            for isa in tiers() {
                 let found = in_integers(&scene, &bytes, isa, ActivationBits::Eight);
                 let rows = found.chunks_exact(heads * d).zip(clean.chunks_exact(heads * d));
                 for (row, (found, clean)) in rows.enumerate() {
@@ -524,7 +524,7 @@ fn a_row_alone_takes_keys_as_they_are_stored_and_finds_the_same_bits() {
             let span = |at, rows| Span { first_row: at, rows, start: at, table: 0, table_len };
             let together = run(Isa::Reference, &[span(0, LEN as u32)]);
             assert!(together.iter().all(|v| v.is_finite()));
-            for isa in Isa::available() {
+            for isa in tiers() {
                 let alone: Vec<Span> = (0..LEN as u32).map(|at| span(at, 1)).collect();
                 assert_eq!(run(isa, &alone), together, "{isa:?}, {group} heads of {dim}");
             }

@@ -8,11 +8,13 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use super::integers::{Integers, Queries};
 use super::panel::{Panel, panel_len};
 use super::partial::{Partial, vectors};
+use super::squares;
 use super::stored::{Bfloat, Half, Plain, Rows, Run, Widened};
 use super::{BLOCK, Cache, Item, Layer, POSITIONS, Problem, RUN, SPLIT};
 use crate::isa::{Kernel, Tier};
 use crate::lanes::{LANES, Line};
 use crate::linear::ActivationBits;
+use crate::linear::amx::squares::Squares;
 
 /// Up to so many pairs of one row take keys and values as they are stored: to widen them into
 /// memory first would take longer, and reading and computing would take turns.
@@ -33,7 +35,7 @@ pub(super) struct Tile {
     pub(super) part: Partial,
     sums: Vec<Line>,
     /// A run's keys `[head_dim, positions]` and values `[positions, head_dim]`, widened; rows of
-    /// values are padded with zeros to whole vectors.
+    /// values are padded with zeros to whole vectors. On tile registers, a run's 8-bit values.
     keys: Vec<Line>,
     values: Vec<Line>,
 }
@@ -41,7 +43,7 @@ pub(super) struct Tile {
 impl Tile {
     /// Takes an item's queries and forgets what was before.
     #[inline(always)]
-    fn start<T: Tier>(&mut self, t: T, problem: &Problem<'_>, item: &Item) {
+    fn start<T: Tier>(&mut self, t: T, problem: &Problem<'_>, item: &Item, on_tiles: bool) {
         let d = problem.head_dim;
         let pairs = item.rows * problem.readers(&item.kv_heads).len();
         (self.head_dim, self.pairs) = (d, pairs);
@@ -58,8 +60,11 @@ impl Tile {
             Layer::Numbers(_) => self.queries.resize(pairs * d, 0.0),
             Layer::Integers(_, bits) => self.integers.restart(pairs, d, bits),
         }
+        if on_tiles {
+            self.values.resize(squares::gathered_bytes(d) / size_of::<Line>(), Line::default());
+        }
         for (kv_head, start, group) in item.groups(problem) {
-            for (first, len) in cut(start..start + item.rows * group) {
+            for (first, len) in cut(start..start + item.rows * group, on_tiles) {
                 for p in 0..len {
                     let (row, head) = ((first + p - start) / group, (first + p - start) % group);
                     let at = super::head_at(problem, item, kv_head, row) + head * d;
@@ -113,6 +118,19 @@ fn panel<'a, Q, R, const P: usize>(
 
 /// A run, and how panels meet it.
 trait Meeting<T: Tier>: Copy {
+    /// Whether tile registers do, which take [`squares::PAIRS`] at a time.
+    fn on_tiles(self) -> bool {
+        false
+    }
+    fn add_square(
+        self,
+        _: T,
+        _: &mut Tile,
+        _first: usize,
+        _seen: Option<impl Fn(usize) -> Range<usize>>,
+    ) {
+        unreachable!("tile registers meet integers");
+    }
     fn add<const P: usize>(
         self,
         t: T,
@@ -141,6 +159,24 @@ struct Terms<'a, const TERMS: usize>(Integers<'a>);
 
 impl<T: Tier, const TERMS: usize> Meeting<T> for Terms<'_, TERMS> {
     #[inline(always)]
+    fn on_tiles(self) -> bool {
+        self.0.gathered.is_some()
+    }
+
+    #[inline(always)]
+    fn add_square(
+        self,
+        t: T,
+        tile: &mut Tile,
+        first: usize,
+        seen: Option<impl Fn(usize) -> Range<usize>>,
+    ) {
+        // No other tier has them: it spares compiling this for all.
+        assert!(T::REGISTERS >= 32, "tile registers stand beside the largest vectors");
+        Meeting::add::<{ squares::PAIRS }>(self, t, tile, first, seen);
+    }
+
+    #[inline(always)]
     fn add<const P: usize>(
         self,
         t: T,
@@ -157,9 +193,11 @@ impl<T: Tier, const TERMS: usize> Meeting<T> for Terms<'_, TERMS> {
 
 /// Cuts pairs into panels: where each starts, and its length.
 #[inline(always)]
-fn cut(mut pairs: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+fn cut(mut pairs: Range<usize>, on_tiles: bool) -> impl Iterator<Item = (usize, usize)> {
     std::iter::from_fn(move || {
-        let (first, len) = (pairs.start, panel_len(pairs.len()));
+        let square = on_tiles && pairs.len() >= squares::PAIRS;
+        let len = if square { squares::PAIRS } else { panel_len(pairs.len()) };
+        let first = pairs.start;
         pairs.start += len;
         (len > 0).then_some((first, len))
     })
@@ -170,15 +208,23 @@ pub(super) struct Compute<'a> {
     pub(super) problem: &'a Problem<'a>,
     pub(super) item: &'a Item,
     pub(super) tile: &'a mut Tile,
+    /// Whether there are tile registers.
+    pub(super) tiles: bool,
 }
 
 impl Kernel for Compute<'_> {
     #[inline(always)]
     fn run<T: Tier>(self, t: T) {
-        let Compute { problem, item, tile } = self;
-        tile.start(t, problem, item);
+        let Compute { problem, item, tile, tiles } = self;
+        let tiles = tiles
+            && matches!(problem.layer, Layer::Integers(..))
+            && squares::fit(problem.head_dim)
+            && item.groups(problem).any(|(_, _, group)| item.rows * group >= squares::PAIRS);
+        // SAFETY: they have been found.
+        let tiles = tiles.then(|| unsafe { Squares::new() });
+        tile.start(t, problem, item, tiles.is_some());
         for split in item.splits.clone() {
-            one_split(t, problem, item, tile, split);
+            one_split(t, (problem, item), tile, split, tiles.as_ref());
             tile.total.merge(t, &tile.part, tile.head_dim);
         }
     }
@@ -186,7 +232,13 @@ impl Kernel for Compute<'_> {
 
 /// Fills `tile.part` with the sums over one split.
 #[inline(always)]
-fn one_split<T: Tier>(t: T, problem: &Problem<'_>, item: &Item, tile: &mut Tile, split: usize) {
+fn one_split<T: Tier>(
+    t: T,
+    (problem, item): (&Problem<'_>, &Item),
+    tile: &mut Tile,
+    split: usize,
+    tiles: Option<&Squares>,
+) {
     tile.part.restart(tile.pairs, tile.head_dim);
     tile.sums.clear();
     tile.sums.resize(tile.pairs, Line::default());
@@ -209,11 +261,16 @@ fn one_split<T: Tier>(t: T, problem: &Problem<'_>, item: &Item, tile: &mut Tile,
             match problem.layer {
                 Layer::Numbers(layer) => stored.meet(t, layer, tile, pairs, seen),
                 Layer::Integers(layer, bits) => {
-                    let run = Integers::of(layer, stored.rows(), tile.head_dim);
+                    let mut run = Integers::of(layer, stored.rows(), tile.head_dim);
+                    let mut values = take(&mut tile.values);
+                    if let Some(tiles) = tiles {
+                        run = run.gather(tiles, cast_slice_mut(&mut values));
+                    }
                     match bits {
                         ActivationBits::Eight => panels(t, tile, pairs, Terms::<1>(run), seen),
                         ActivationBits::Sixteen => panels(t, tile, pairs, Terms::<2>(run), seen),
                     }
+                    tile.values = values;
                 }
             }
         }
@@ -355,11 +412,12 @@ fn panels<T: Tier>(
     seen: Option<impl Fn(usize) -> Range<usize>>,
 ) {
     let seen = || seen.as_ref();
-    for (first, len) in cut(pairs) {
+    for (first, len) in cut(pairs, run.on_tiles()) {
         if seen().is_some_and(|seen| (first..first + len).all(|pair| seen(pair).is_empty())) {
             continue;
         }
         match len {
+            squares::PAIRS => run.add_square(t, tile, first, seen()),
             6.. => run.add::<6>(t, tile, first, seen()),
             4.. => run.add::<4>(t, tile, first, seen()),
             3 => run.add::<3>(t, tile, first, seen()),

@@ -23,6 +23,7 @@ use crate::Format;
 pub(super) mod emulator;
 pub(super) mod integers;
 pub(crate) mod peak;
+pub(crate) mod squares;
 
 /// Whether the machine has tile registers for both types, and the system lets us use them. Asked
 /// once: the permission holds for all threads of the process.

@@ -74,13 +74,13 @@ fn pack_rows(format: Format, weight: &[u8], cols: usize) -> Vec<u8> {
 
 /// The machine's tiers.
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-fn tiers() -> Vec<Isa> {
+pub(crate) fn tiers() -> Vec<Isa> {
     Isa::available()
 }
 
 /// The machine's tiers, and the tile tier anywhere: what the machine lacks is emulated.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn tiers() -> Vec<Isa> {
+pub(crate) fn tiers() -> Vec<Isa> {
     let mut tiers = Isa::available();
     if tiers.last() == Some(&Isa::Avx512) {
         super::amx::emulator::install();

@@ -104,6 +104,7 @@ fn step(tiles: &mut Tiles, code: &[u8], registers: &[i64; 23]) -> Option<usize> 
             return Some(length);
         }
         (0x5e, 1, true) => products(tiles, (reg, rm.into(), other), unsigned_signed),
+        (0x5e, 2, true) => products(tiles, (reg, rm.into(), other), signed_unsigned),
         (0x5c, 2, true) => products(tiles, (reg, rm.into(), other), bfloats),
         _ => return None,
     }
@@ -164,10 +165,25 @@ fn products(tiles: &mut Tiles, (c, a, b): (usize, usize, usize), each: Sum) {
 
 /// TDPBUSD: four products of unsigned and signed bytes at a time.
 fn unsigned_signed(sum: [u8; 4], a: &[u8], b: &[[u8; ROW_BYTES]], n: usize) -> [u8; 4] {
+    bytes(sum, a, b, n, |a, b| i32::from(a) * i32::from(b as i8))
+}
+
+/// TDPBSUD: the other way round.
+fn signed_unsigned(sum: [u8; 4], a: &[u8], b: &[[u8; ROW_BYTES]], n: usize) -> [u8; 4] {
+    bytes(sum, a, b, n, |a, b| i32::from(a as i8) * i32::from(b))
+}
+
+fn bytes(
+    sum: [u8; 4],
+    a: &[u8],
+    b: &[[u8; ROW_BYTES]],
+    n: usize,
+    product: fn(u8, u8) -> i32,
+) -> [u8; 4] {
     let mut sum = i32::from_le_bytes(sum);
     for (a, b) in a.as_chunks::<4>().0.iter().zip(b) {
         for i in 0..4 {
-            sum = sum.wrapping_add(i32::from(a[i]) * i32::from(b[4 * n + i] as i8));
+            sum = sum.wrapping_add(product(a[i], b[4 * n + i]));
         }
     }
     sum.to_le_bytes()
