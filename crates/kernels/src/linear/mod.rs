@@ -53,6 +53,11 @@ const CACHED_UNKNOWN: usize = 384 << 10;
 /// bytes take the time, with many the products.
 const PRODUCTS_PER_BYTE: usize = 8;
 
+/// Tokens that meet what is unpacked, at least, where that lies in a first cache: unpacking is a
+/// thirty-second part of what they take then, and reading their activations from further away costs
+/// less.
+const PASS: usize = 256;
+
 /// What a piece costs at least, in bytes, if there are then enough pieces: handing one out takes as
 /// long as some hundred bytes.
 const CHUNK: usize = 64 << 10;
@@ -109,7 +114,8 @@ impl Slab<'_> {
     fn chunks(&self, threads: usize, bytes: usize) -> impl Iterator<Item = Slab<'_>> {
         // A multiple of what shares a pass, so that all but the last are full; equal, so that no
         // panel is unpacked for a short rest.
-        let cached = (cached() / bytes.max(1)).max(TILE) / TILE * TILE;
+        let least = if self.path == LinearPath::Int8Vectors { PASS } else { TILE };
+        let cached = (cached() / bytes.max(1)).max(least) / TILE * TILE;
         let blocks = self.tokens.len().div_ceil(cached).max(1);
         let each = self.tokens.len().div_ceil(blocks).next_multiple_of(TILE);
         self.tokens.clone().step_by(each.max(1)).flat_map(move |token| {

@@ -1,5 +1,6 @@
 //! Groups of rows unpacked: 8-bit integers and f32 scales, for as long as many tokens use them.
 
+use super::jobs::SIDE;
 use super::packed::{BLOCK, Block, GROUP, STEPS};
 use crate::Format;
 
@@ -35,6 +36,9 @@ pub(crate) struct Panel {
     /// `[blocks, parts, groups]`: `value = d * w + m`.
     pub(super) d: Vec<Row>,
     pub(super) m: Vec<Row>,
+    /// What tokens have of the groups so far, for whoever takes some blocks at a time.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) sums: Vec<[[Row; GROUPS]; SIDE]>,
     /// What AVX2 takes in place of steps.
     #[cfg(target_arch = "x86_64")]
     pub(super) words: super::avx2::Memory,

@@ -9,7 +9,7 @@ mod formats;
 mod tile;
 
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
+use std::mem::take;
 use std::ops::Range;
 
 use few::Few;
@@ -29,6 +29,11 @@ use crate::Format;
 
 /// What the first block's products are added to.
 static NO_SUMS: Sums = [[Row([0.0; GROUP]); GROUPS]; TOKENS];
+/// Blocks of columns that many tokens meet before the next ones are unpacked: with sums and
+/// activations of eight tokens, they stay in a first cache of 32 KiB.
+const TOGETHER: usize = 8;
+/// Up to so many tokens meet all blocks at once: to come back to their sums would cost more.
+const AT_ONCE: usize = 64;
 
 /// Computes a slab; with tile registers if `tiles`, which are there then.
 pub(super) fn run(slab: &Slab<'_>, activations: &Activations<'_>, panel: &mut Panel, tiles: bool) {
@@ -73,15 +78,17 @@ unsafe fn groups<I: Integers, S: Scales>(
         let width = activations.width();
         let tiles = if tiles { Some(TileProducts::new(S::PARTS, width)) } else { None };
         let two = activations.bits() == ActivationBits::Sixteen;
+        let mut sums = take(&mut panel.sums);
         for first in slab.groups.clone().step_by(GROUPS) {
             let groups = first..slab.groups.end.min(first + GROUPS);
             let mut many = Many { slab, activations, panel, groups };
             match &tiles {
                 Some(tiles) => many.on_tile_registers::<I, S>(tiles),
-                None if two => many.on_vectors::<I, S, true>(),
-                None => many.on_vectors::<I, S, false>(),
+                None if two => many.on_vectors::<I, S, true>(&mut sums),
+                None => many.on_vectors::<I, S, false>(&mut sums),
             }
         }
+        panel.sums = sums;
     }
 }
 
@@ -193,30 +200,41 @@ struct Many<'a> {
 }
 
 impl Many<'_> {
+    /// All tokens, eight at a time, which have `sums`.
+    ///
     /// # Safety
     /// The machine has this tier; groups and tokens are in bounds, and the panel is sized for them.
     #[inline(always)]
-    unsafe fn on_vectors<I: Integers, S: Scales, const TWO: bool>(&mut self) {
-        // SAFETY: by contract.
-        unsafe {
-            let mut next = self.next_panel();
-            self.side::<I, S, TWO, true>(self.slab.tokens.start, &mut next);
-            for token in self.slab.tokens.clone().step_by(TOKENS).skip(1) {
-                self.side::<I, S, TWO, false>(token, &mut next);
+    unsafe fn on_vectors<I: Integers, S: Scales, const TWO: bool>(&mut self, sums: &mut Vec<Sums>) {
+        let tokens = self.slab.tokens.clone().step_by(TOKENS);
+        sums.resize(tokens.len().max(sums.len()), NO_SUMS);
+        let (mut next, blocks) = (self.next_panel(), self.panel.blocks);
+        let together = if self.slab.tokens.len() <= AT_ONCE { blocks } else { TOGETHER };
+        for first in (0..blocks).step_by(together.max(1)) {
+            let blocks = first..blocks.min(first + together);
+            for (i, (token, sums)) in tokens.clone().zip(&mut *sums).enumerate() {
+                let at = (token, blocks.clone());
+                // SAFETY: by contract; the first ones unpack for all.
+                unsafe {
+                    match i {
+                        0 => self.side::<I, S, TWO, true>(at, &mut next, sums),
+                        _ => self.side::<I, S, TWO, false>(at, &mut next, sums),
+                    }
+                }
             }
         }
     }
 
-    /// Unpacks block `b`.
+    /// Unpacks block `b` into place `to`.
     ///
     /// # Safety
     /// As for [`Many::on_vectors`].
     #[inline(always)]
-    unsafe fn unpack<I: Integers, S: Scales>(&mut self, b: usize) {
+    unsafe fn unpack<I: Integers, S: Scales>(&mut self, b: usize, to: usize) {
         let size = integer_bytes(self.slab.format);
         for (place, group) in self.groups.clone().enumerate() {
             let bytes = self.slab.group(group).as_ptr();
-            let at = self.panel.steps(place, b);
+            let at = self.panel.steps(place, to);
             // SAFETY: the caller has the features; the block is within the group and the panel.
             unsafe {
                 let w = centred::<I, S>(bytes.add(b * size));
@@ -226,7 +244,7 @@ impl Many<'_> {
                     _mm512_store_si512(steps.add(step).cast(), *w);
                 }
                 for (part, [d, m]) in scales[..S::PARTS].iter().enumerate() {
-                    let at = self.panel.part(place, b, part);
+                    let at = self.panel.part(place, to, part);
                     let steps = part * STEPS / S::PARTS..(part + 1) * STEPS / S::PARTS;
                     let start = start(&w, steps);
                     _mm512_store_si512(self.panel.start.as_mut_ptr().add(at).cast(), start);
@@ -239,8 +257,8 @@ impl Many<'_> {
         }
     }
 
-    /// Eight tokens side by side, the first of them `token`. The `FIRST` ones see to it that the
-    /// panel is unpacked.
+    /// Some blocks of eight tokens side by side, the first of them `token`. The `FIRST` ones unpack
+    /// them to the panel's beginning.
     ///
     /// # Safety
     /// As for [`Many::on_vectors`].
@@ -250,44 +268,46 @@ impl Many<'_> {
     )]
     unsafe fn side<I: Integers, S: Scales, const TWO: bool, const FIRST: bool>(
         &mut self,
-        token: usize,
+        (token, blocks): (usize, Range<usize>),
         next: &mut Fetch,
+        sums: &mut Sums,
     ) {
         let width = self.activations.width();
         let of_item = if TWO { 2 } else { 1 };
         let terms = self.activations.terms(token, 0).as_ptr();
         let scaled = self.activations.scaled(token, 0).as_ptr();
         // The first block's products are added to zeros, and make the sums.
-        let mut sums: MaybeUninit<Sums> = MaybeUninit::uninit();
-        let mut before: *const Sums = &NO_SUMS;
-        for b in 0..self.panel.blocks {
+        let mut before: *const Sums = if blocks.start == 0 { &NO_SUMS } else { sums };
+        for (place, b) in blocks.clone().enumerate() {
             next.fetch();
             if FIRST {
                 // SAFETY: by contract.
-                unsafe { self.unpack::<I, S>(b) };
+                unsafe { self.unpack::<I, S>(b, place) };
             }
             let panel = &*self.panel;
             for part in 0..S::PARTS {
-                let (step, at) = (part * STEPS / S::PARTS, panel.part(0, b, part));
+                let (step, at) = (part * STEPS / S::PARTS, panel.part(0, place, part));
                 // SAFETY: the panel has the block; eight tokens have room side by side, the last
                 // ones too.
                 unsafe {
                     let block = Block {
-                        w: panel.w.as_ptr().add(panel.steps(0, b) + step),
+                        w: panel.w.as_ptr().add(panel.steps(0, place) + step),
                         start: panel.start.as_ptr().add(at),
                         d: panel.d.as_ptr().add(at),
                         m: panel.m.as_ptr().add(at),
                         terms: terms.add(b * width * of_item).byte_add(4 * step),
                         scaled: scaled.add(b * width),
                     };
-                    tile::add::<S, TWO>(&block, before, sums.as_mut_ptr());
+                    tile::add::<S, TWO>(&block, before, sums);
                 }
-                before = sums.as_ptr();
+                before = sums;
             }
         }
-        let tokens = token..self.slab.tokens.end.min(token + TOKENS);
-        // SAFETY: `before` is what there is: zeros without blocks. The rest is the slab's.
-        unsafe { self.slab.sink.store_panel(tokens, self.groups.clone(), &*before) };
+        if blocks.end == self.panel.blocks {
+            let tokens = token..self.slab.tokens.end.min(token + TOKENS);
+            // SAFETY: the slab's own.
+            unsafe { self.slab.sink.store_panel(tokens, self.groups.clone(), sums) };
+        }
     }
 
     /// The next panel's bytes, to be sent for while this one is used: some with each token, so that
@@ -309,7 +329,7 @@ impl Many<'_> {
         let width = self.activations.width();
         for b in 0..self.panel.blocks {
             // SAFETY: by contract.
-            unsafe { self.unpack::<I, S>(b) };
+            unsafe { self.unpack::<I, S>(b, b) };
         }
         for token in self.slab.tokens.clone().step_by(width) {
             // SAFETY: by contract.
