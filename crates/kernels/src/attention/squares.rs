@@ -1,21 +1,23 @@
 //! A run of integers on tile registers: sixteen pairs at a time.
 
-use super::RUN;
 use super::integers::{BYTES, Integers, QUAD, Quads, Weights};
 use super::panel::{Panel, Scores};
+use super::{BLOCK, POSITIONS, RUN};
 use crate::isa::Tier;
 use crate::lanes::LANES;
 use crate::linear::amx::squares::{DEPTH, SQUARES, Squares, Sums};
 
 /// Pairs of a panel.
 pub(super) const PAIRS: usize = 16;
+/// Fours of positions in a run.
+const FOURS: usize = POSITIONS / QUAD;
 
 /// A run's values as tile registers take them, and these.
 #[derive(Clone, Copy)]
 pub(super) struct Gathered<'a> {
     squares: &'a Squares,
-    /// Of each vector of numbers those of all positions, by fours.
-    values: &'a [[[u8; BYTES]; PAIRS]],
+    /// Of each vector of numbers those of all positions.
+    values: &'a [[[u8; BYTES]; FOURS]],
 }
 
 /// Whether heads are of whole tiles.
@@ -32,13 +34,13 @@ impl<'a> Integers<'a> {
     /// The same for tile registers, whose memory is `to`.
     #[inline(always)]
     pub(super) fn gather(mut self, squares: &'a Squares, to: &'a mut [u8]) -> Integers<'a> {
-        let to: &mut [[[u8; BYTES]; PAIRS]] = to.as_chunks_mut().0.as_chunks_mut().0;
-        for (i, (keys, values)) in self.keys.iter().zip(&self.values).enumerate() {
+        let to: &mut [[[u8; BYTES]; FOURS]] = to.as_chunks_mut().0.as_chunks_mut().0;
+        for (block, (keys, values)) in self.keys.iter().zip(&self.values).enumerate() {
             for (four, row) in values.vectors.chunks_exact(self.width).enumerate() {
                 for (at, vector) in row.iter().enumerate() {
                     keys.soon.send((four * self.width + at) * BYTES);
                     values.soon.send((four * self.width + at) * BYTES);
-                    to[at][i * RUN + four] = *vector;
+                    to[at][block * BLOCK / QUAD + four] = *vector;
                 }
             }
         }
@@ -94,13 +96,16 @@ impl<const P: usize> Panel<'_, P, Quads<'_, P>, Integers<'_>> {
     ) {
         assert!(P == PAIRS && RUN * LANES == DEPTH, "whole tiles");
         let width = self.run.width;
+        let bytes: *const u8 = weights.as_ptr().cast();
         let mut sums = [Sums::NONE; TERMS];
         for (four, values) in gathered.values[..width].as_chunks::<SQUARES>().0.iter().enumerate() {
             let columns = values.each_ref().map(|values| values.as_ptr().cast());
             for (term, sums) in sums.iter_mut().enumerate() {
-                let rows = (weights[0][term].as_ptr().cast(), size_of::<Weights<TERMS>>());
                 // SAFETY: there are sixteen pairs' weights of a run, and such columns of values.
-                unsafe { gathered.squares.multiply::<false>(rows, columns, 1, sums) };
+                unsafe {
+                    let rows = (bytes.add(term * DEPTH), size_of::<Weights<TERMS>>());
+                    gathered.squares.multiply::<false>(rows, columns, 1, sums);
+                }
             }
             for p in 0..P {
                 let acc = &mut self.acc[p * width + four * SQUARES..][..SQUARES];

@@ -53,9 +53,8 @@ const CACHED_UNKNOWN: usize = 384 << 10;
 /// bytes take the time, with many the products.
 const PRODUCTS_PER_BYTE: usize = 8;
 
-/// Tokens that meet what is unpacked, at least, where that lies in a first cache: unpacking is a
-/// thirty-second part of what they take then, and reading their activations from further away costs
-/// less.
+/// Tokens that meet what is unpacked, at least, where that lies in a first cache: of their passes
+/// one in thirty-two unpacks, and to read activations from further away costs less than more of it.
 const PASS: usize = 256;
 
 /// What a piece costs at least, in bytes, if there are then enough pieces: handing one out takes as

@@ -277,6 +277,7 @@ impl Many<'_> {
         let terms = self.activations.terms(token, 0).as_ptr();
         let scaled = self.activations.scaled(token, 0).as_ptr();
         // The first block's products are added to zeros, and make the sums.
+        let sums: *mut Sums = sums;
         let mut before: *const Sums = if blocks.start == 0 { &NO_SUMS } else { sums };
         for (place, b) in blocks.clone().enumerate() {
             next.fetch();
@@ -305,8 +306,8 @@ impl Many<'_> {
         }
         if blocks.end == self.panel.blocks {
             let tokens = token..self.slab.tokens.end.min(token + TOKENS);
-            // SAFETY: the slab's own.
-            unsafe { self.slab.sink.store_panel(tokens, self.groups.clone(), sums) };
+            // SAFETY: the slab's own; nothing else refers to the sums.
+            unsafe { self.slab.sink.store_panel(tokens, self.groups.clone(), &*sums) };
         }
     }
 
