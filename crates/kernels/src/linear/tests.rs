@@ -221,6 +221,25 @@ fn a_token_does_not_depend_on_its_neighbours() {
 }
 
 #[test]
+fn many_tokens_that_meet_some_blocks_at_a_time_give_the_bits_of_the_reference() {
+    let mut dice = Dice(11);
+    let (rows, tokens) = (50, 75);
+    for format in Format::ALL.into_iter().filter(|format| !format.is_dense()) {
+        // Of the shorter blocks nine, so that one is left over.
+        let cols = if format.block_len() > 32 { 512 } else { 288 };
+        let weight = random_weights(format, rows, cols, &mut dice);
+        let x: Vec<f32> = (0..tokens * cols).map(|_| dice.real()).collect();
+        for bits in BITS {
+            let expected = run((Isa::Reference, bits), 1, format, &weight, &x, cols);
+            for isa in tiers() {
+                let found = run((isa, bits), 2, format, &weight, &x, cols);
+                assert_eq!(found, expected, "{format:?} {bits:?} {isa:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn numbers_that_are_not_finite_reach_the_result_on_every_tier() {
     let mut dice = Dice(4);
     for format in Format::ALL {
