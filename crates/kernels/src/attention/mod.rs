@@ -10,7 +10,8 @@
 //! does not depend on chunking, batch, tiles or threads.
 //!
 //! Within a cache block of one KV head, keys are `[head_dim, 16]` and values `[16, head_dim]`: then
-//! one multiply-add serves 16 keys. Those of 8 bits are met as integers (`integers.rs`).
+//! one multiply-add serves 16 keys. Those of 8 bits are met as integers (`integers.rs`), on tile
+//! registers by sixteen pairs at a time (`squares.rs`).
 
 mod cache;
 mod context;

@@ -19,7 +19,7 @@ use crate::isa::{Kernel, Tier};
 use crate::lanes::{LANES, ROUND};
 
 /// Tokens below which quantising is not worth a join.
-const JOIN_TOKENS: usize = 8;
+pub(super) const JOIN_TOKENS: usize = 8;
 /// Blocks whose largest number is smaller count as zero: their scale would not be a normal number.
 const SMALLEST: f32 = 1e-30;
 /// How exact activations are where they meet quantised weights, and those of BF16.

@@ -3,13 +3,11 @@
 use half::bf16;
 use pomona_device::Pool;
 
+use super::activations::JOIN_TOKENS;
 use super::packed::BLOCK;
 use super::{Inputs, Shared, spread};
 use crate::Isa;
 use crate::isa::{Kernel, Tier};
-
-/// Tokens below which rounding is not worth a join.
-const JOIN_TOKENS: usize = 8;
 
 /// Memory for rounded activations, kept from call to call.
 #[derive(Default)]

@@ -224,7 +224,7 @@ fn look(args: &InspectArgs) -> Result<Findings> {
         machine: MachineRow {
             kernels: isa.name().to_owned(),
             threads: compose::threads(&args.engine),
-            advice: advice(isa, args.engine.activation_bits, &checkpoint),
+            advice: advice(isa, bits, &checkpoint),
         },
         tensors,
     })
